@@ -1,0 +1,229 @@
+"""The command line: `trueline COMMAND [TASK | CONFIG.yaml] [key=value ...] [-o DIR]`. Heavy imports are in functions."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from trueline.errors import InputError, TruelineError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="DPO or PPO for aligning this language model, or both? Measured on your model, data and budget, then trained.",
+    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
+)  # fmt: skip
+data_app = typer.Typer(help="Look at preference files.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+console = Console(highlight=False, soft_wrap=False)
+Target = Annotated[str, typer.Argument(metavar="TASK|CONFIG", help="dialogue, hh-rlhf, pairs, or a .yaml or .toml file")]
+Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, for example ppo.kl_coef=0.05")]
+Out = Annotated[Path | None, typer.Option("-o", "--out", help="run directory (default: runs/TASK-COMMAND)")]
+Quick = Annotated[bool, typer.Option("--quick", help="one seed, small settings: a minute, no verdict")]
+Seeds = Annotated[str, typer.Option("--seeds", help="training seeds, for example 0,1,2")]
+Resume = Annotated[bool, typer.Option("--resume", help="go on with what the directory holds (also without this flag)")]
+AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+
+
+def main() -> None:
+    """Run the program; errors of the user's input end in one line and exit code 2."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=False)
+    except TruelineError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        _fail("stopped; what ran is kept. Go on with the same command:\n  " + _command(), 130)
+    except Exception as error:  # typer's own usage errors carry their message and code
+        if hasattr(error, "format_message"):
+            _fail(error.format_message(), 2)
+        if type(error).__name__ in ("Exit", "Abort"):
+            sys.exit(getattr(error, "exit_code", 130))
+        raise
+
+
+class _Stopped(BaseException):
+    """SIGTERM was received."""
+
+
+def _terminate(number: int, frame: Any) -> None:
+    print("trueline: stopped; what ran is kept. Go on with the same command:\n  " + _command(), file=sys.stderr)
+    for process in _children():
+        process.kill()
+    os._exit(143)
+
+
+def _children() -> list:
+    import multiprocessing
+
+    return multiprocessing.active_children()
+
+
+def _fail(text: str, code: int) -> None:
+    print(f"trueline: {text}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _command() -> str:
+    import shlex
+
+    return "trueline " + " ".join(shlex.quote(argument) for argument in sys.argv[1:])
+
+
+@app.command()
+def study(target: Target, overrides: Overrides = None, out: Out = None, quick: Quick = False, seeds: Seeds = "",
+          resume: Resume = False, as_json: AsJson = False) -> None:  # fmt: skip
+    """Train and compare SFT, DPO, DPO-Iter, PPO, both and the baselines; give a verdict and a report."""
+    name, sections, task = _load(target, overrides, quick, seeds)
+    from trueline.study.run import run_study
+
+    directory = out or Path("runs") / f"{name}-study{'-quick' if quick else ''}"
+    report = run_study(task, sections, directory, _command(), console=Console(stderr=True, highlight=False) if as_json else console)
+    if as_json:
+        print(json.dumps(report["verdict"] | {"report": str(directory / "report.html")}))
+
+
+def _stage(stage: str, target: str, overrides: list[str] | None, out: Path | None, quick: bool, seeds: str) -> None:
+    name, sections, task = _load(target, overrides, quick, seeds)
+    from trueline.study.run import run_stage
+
+    run_stage(stage, task, sections, out or Path("runs") / f"{name}-{stage}", _command(), console=console)
+
+
+def _add_stage(stage: str, text: str) -> None:
+    def command(target: Target, overrides: Overrides = None, out: Out = None, quick: Quick = False, seeds: Seeds = "0",
+                resume: Resume = False) -> None:  # fmt: skip
+        _stage(stage, target, overrides, out, quick, seeds)
+
+    command.__doc__ = text
+    app.command(name=stage)(command)
+
+
+_add_stage("sft", "Supervised fine-tuning on demonstrations.")
+_add_stage("reward", "A Bradley-Terry reward model from the pairs (trains SFT first where it is not there).")
+_add_stage("dpo", "Direct preference optimisation.")
+_add_stage("dpo-iter", "Iterated DPO: sample, label, train, again.")
+_add_stage("ppo", "Proximal policy optimisation with a critic.")
+_add_stage("rloo", "Critic-free policy gradient: leave-one-out or group baseline.")
+
+
+@app.command()
+def train(report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="of a study")],
+          overrides: Overrides = None, out: Out = None) -> None:  # fmt: skip
+    """Train what a study's report recommends and leave a Hugging Face folder (arm=NAME to choose yourself)."""
+    from trueline.study.recommend import train_recommended
+
+    train_recommended(report, overrides or [], out or Path("runs") / "recommended", _command(), console)
+
+
+@app.command()
+def evaluate(target: Target, overrides: Overrides = None, out: Out = None, as_json: AsJson = False) -> None:
+    """Measure checkpoints on a task: NAME=FOLDER ..., one of them named sft."""
+    folders = {}
+    rest = []
+    for item in overrides or []:
+        key, _, value = item.partition("=")
+        if "." in key or not value:
+            rest.append(item)
+        else:
+            folders[key] = Path(value)
+    _, sections, task = _load(target, rest, False, "")
+    from trueline.study.checkpoints import evaluate_folders
+
+    rows = evaluate_folders(task, sections, folders, out, console=None if as_json else console)
+    if as_json:
+        print(json.dumps(rows))
+
+
+@app.command()
+def sample(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a Hugging Face folder, or a cell of a run")],
+           prompt: Annotated[str, typer.Argument(help="what the user says")],
+           n: Annotated[int, typer.Option("-n", help="how many responses")] = 3,
+           seed: Annotated[int, typer.Option("--seed")] = 0,
+           max_new_tokens: Annotated[int, typer.Option("--max-new-tokens")] = 64,
+           greedy: Annotated[bool, typer.Option("--greedy", help="the most likely token each time")] = False) -> None:  # fmt: skip
+    """Sample responses from a checkpoint."""
+    from trueline.study.checkpoints import sample_folder
+
+    for text in sample_folder(folder, prompt, n=n, seed=seed, max_new_tokens=max_new_tokens, greedy=greedy):
+        print(text)
+
+
+@app.command()
+def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a study")]) -> None:
+    """Judge a finished study again and rebuild report.json and report.html; no model is touched."""
+    from trueline.study.report import build
+
+    built = build(directory)
+    console.print(built["verdict"]["text"], markup=False)
+    console.print(f"report: {directory / 'report.html'}", markup=False)
+
+
+@app.command()
+def env() -> None:
+    """Versions and the machine, for a bug report."""
+    from trueline.study.record import versions
+
+    for key, value in versions().items():
+        print(f"{key:14} {value}")
+    import torch
+
+    print(f"{'cores':14} {os.cpu_count()}")
+    print(f"{'cuda':14} {torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'none'}")
+
+
+@data_app.command()
+def check(file: Annotated[list[str], typer.Argument(metavar="FILE...", help="a path, a quoted glob, or several")],
+          format: Annotated[str, typer.Option("--format", help="auto, pairs, messages or hh-rlhf")] = "auto",
+          as_json: AsJson = False) -> None:  # fmt: skip
+    """Rows, format, quirks and bad rows of a preference file."""
+    from trueline.data.check import check as run_check
+    from trueline.data.sources import expand
+
+    found = run_check(expand(tuple(file)), format=format)
+    print(json.dumps(found.as_dict())) if as_json else _show_check(found)
+    if found.counts.get("bad_rows"):
+        sys.exit(2)
+
+
+@data_app.command()
+def show(file: Annotated[list[str], typer.Argument(metavar="FILE...")],
+         n: Annotated[int, typer.Option("-n", help="how many rows")] = 3,
+         format: Annotated[str, typer.Option("--format")] = "auto") -> None:  # fmt: skip
+    """The first pairs of a file as they will be read: prompt, chosen, rejected."""
+    from trueline.data.loading import load_pairs
+    from trueline.study.page import visible
+
+    for pair in load_pairs(tuple(file), format=format, on_bad_row="drop", limit=n).pairs:
+        for label, text in (("prompt", pair.prompt.text), ("chosen", pair.chosen), ("rejected", pair.rejected)):
+            console.print(f"{label:9}{visible(text)}", markup=False)
+        console.print()
+
+
+def _show_check(found: Any) -> None:
+    console.print(f"{found.rows} rows, format {found.format}", markup=False)
+    for name, count in found.counts.items():
+        if count:
+            console.print(f"  {name.replace('_', ' '):28}{count}", markup=False)
+    for name, values in found.lengths.items():
+        console.print(f"  {name} length in characters: {values}", markup=False)
+    for row in found.bad:
+        console.print(f"  {row.where}: {row.field}: {row.reason}", markup=False)
+
+
+def _load(target: str, overrides: list[str] | None, quick: bool, seeds: str) -> tuple[str, dict[str, Any], Any]:
+    """Task name, resolved sections, task: every error of the input is found here, before any model is built."""
+    from trueline.study.resolve import resolve
+
+    extra = list(overrides or [])
+    if seeds:
+        extra.append(f"study.seeds={seeds}")
+    return resolve(target, extra, quick)

@@ -1,0 +1,77 @@
+"""Token batches: prompt and response ids side by side, padded on the right, with the mask of what counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["TokenBatch", "Tokenized", "collate", "micro_batches"]
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """One prompt with one response, as ids. The response ends with the end token where the text was complete."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """tokens [B, T] padded on the right; response_mask [B, T] True on response tokens; lengths [B] of real tokens."""
+
+    tokens: Tensor
+    response_mask: Tensor
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    @property
+    def total_tokens(self) -> int:
+        """Real tokens, prompts included: what the FLOP accounting counts."""
+        return int(self.lengths.sum())
+
+    def to(self, device: torch.device) -> TokenBatch:
+        """The same batch on another device."""
+        return TokenBatch(self.tokens.to(device), self.response_mask.to(device), self.lengths.to(device))
+
+
+def collate(items: Sequence[Tokenized], pad_id: int) -> TokenBatch:
+    """A batch of `items` in their order. Raises ValueError on an empty prompt or response: nothing would be learnt."""
+    if not items:
+        raise ValueError("items: a batch needs at least one")
+    lengths = np.array([len(item) for item in items])
+    prompts = np.array([len(item.prompt) for item in items])
+    empty = (prompts == 0) | (lengths == prompts)
+    if empty.any():
+        raise ValueError(f"items[{empty.argmax()}]: needs a prompt and a response of at least one token each")
+    tokens = np.full((len(items), lengths.max()), pad_id, dtype=np.int64)
+    for row, item in enumerate(items):
+        tokens[row, : lengths[row]] = item.prompt + item.response
+    index = np.arange(tokens.shape[1])
+    mask = (index >= prompts[:, None]) & (index < lengths[:, None])
+    return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(lengths))
+
+
+def micro_batches(lengths: Sequence[int], token_limit: int) -> Iterator[np.ndarray]:
+    """Row indices in groups of similar length whose padded size stays within `token_limit` (one row at least).
+
+    Every loss is a sum with a denominator of the whole batch, so the grouping cannot change a gradient.
+    """
+    order = np.argsort(np.asarray(lengths), kind="stable")
+    group: list[int] = []
+    for row in order:
+        if group and (len(group) + 1) * int(lengths[row]) > token_limit:
+            yield np.array(group)
+            group = []
+        group.append(int(row))
+    if group:
+        yield np.array(group)

@@ -1,0 +1,215 @@
+"""Conversations to token ids and back: our own byte-level tokenizer, and those of other Hugging Face folders."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from trueline.data.templates import OWN_TEMPLATE, PLAIN_TEMPLATE, Template
+from trueline.errors import InputError
+from trueline.types import Message, Prompt
+
+__all__ = ["ChatTokenizer"]
+
+PAD, END, SYSTEM, USER, ASSISTANT = SPECIALS = ("<|pad|>", "<|end|>", "<|system|>", "<|user|>", "<|assistant|>")
+SMALLEST = 256 + len(SPECIALS)  # every byte has a token, so that any text can be written
+PROBE = Prompt((Message("user", "Is the sky blue?"),))
+ANSWER = "Yes it is"
+
+
+class ChatTokenizer:
+    """Renders conversations with a chat template and encodes them; text of a user never becomes a special token.
+
+    `pad_id` fills a batch and may equal `end_id` where a folder has no pad: what counts is the mask, never the id.
+    `end_id` is what the template writes after an answer. `forbidden_ids` are the special tokens that must never be
+    sampled: all but `end_id`. `vocab_size` is the highest id plus one; a model may be padded beyond it.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, template: str, config: Mapping[str, Any], *, where: str = "") -> None:
+        self._tokenizer, self._config, self._where = tokenizer, dict(config), where
+        self._plain = Tokenizer.from_str(tokenizer.to_str())
+        self._plain.encode_special_tokens = True  # special tokens are read as the text they are written with
+        named = {key: _content(config.get(key)) for key in ("bos_token", "eos_token", "pad_token", "unk_token")}
+        self._template = Template(template, {key: text for key, text in named.items() if text}, where)
+        self._special = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
+        self._guard = re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or "(?!)")
+        self._bos_id = tokenizer.token_to_id(named["bos_token"]) if named["bos_token"] else None
+        first = tokenizer.encode("a", add_special_tokens=True).ids[:1]
+        self._adds_bos = self._bos_id is not None and first == [self._bos_id]
+        self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.end_id: int = self._find_end(named["eos_token"])
+        self.pad_id: int = self._find_pad(named["pad_token"], named["unk_token"])
+        self.forbidden_ids: tuple[int, ...] = tuple(sorted(set(self._special.values()) - {self.end_id}))
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, vocab_size: int) -> ChatTokenizer:
+        """Byte-level BPE on the texts, special tokens at ids 0 to 4; equal texts give equal files.
+
+        The vocabulary is smaller than asked for where the texts have fewer merges to offer.
+        """
+        if vocab_size < SMALLEST:
+            raise InputError(f"{vocab_size} is too small", field="vocab_size", remedy=f"at least {SMALLEST}")
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=list(SPECIALS), initial_alphabet=alphabet, show_progress=False
+        )
+        with _one_thread():
+            tokenizer.train_from_iterator(texts, trainer)
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": PAD, "eos_token": END,
+                  "additional_special_tokens": [SYSTEM, USER, ASSISTANT], "clean_up_tokenization_spaces": False,
+                  "add_prefix_space": False, "padding_side": "left"}  # fmt: skip
+        return cls(tokenizer, OWN_TEMPLATE, config)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> ChatTokenizer:
+        """The tokenizer of a Hugging Face folder: `tokenizer.json`, with its chat template if it has one.
+
+        Raises `InputError` for a folder without these files, a template that fails, or one whose prompt is not a prefix
+        of its prompt with an answer.
+        """
+        folder = Path(folder)
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            remedy = "write one with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+            raise InputError("no tokenizer.json", where=str(folder), remedy=remedy)
+        try:
+            tokenizer = Tokenizer.from_file(str(file))
+        except Exception as error:  # tokenizers raises no narrower class
+            raise InputError(f"broken tokenizer ({str(error)[:200]})", where=str(file)) from None
+        tokenizer.no_padding()
+        tokenizer.no_truncation()  # a length set by whoever saved it must not cut our prompts
+        config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
+        return cls(tokenizer, _read_template(folder, config), config, where=str(folder))
+
+    def save(self, folder: str | Path) -> None:
+        """Writes the files that Hugging Face tools read a fast tokenizer and its chat template from."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        config = {key: value for key, value in self._config.items() if key != "chat_template"}
+        named = {
+            key: value for key, value in config.items() if key.endswith("_token") or key.endswith("_special_tokens")
+        }
+        (folder / "tokenizer.json").write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+        _write_json(folder / "tokenizer_config.json", config)
+        _write_json(folder / "special_tokens_map.json", {k: v for k, v in named.items() if not isinstance(v, bool)})
+        (folder / "chat_template.jinja").write_text(self._template.source, encoding="utf-8")
+
+    @property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the sha256 of vocabulary, merges and template."""
+        return hashlib.sha256(f"{self._tokenizer.to_str()}\0{self._template.source}".encode()).hexdigest()[:16]
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]:
+        """The conversation up to where the assistant is to answer, with one BOS if the tokenizer has one."""
+        return self._encode(prompt.messages, answering=True)
+
+    def encode_response(self, text: str) -> list[int]:
+        """The answer's text and `end_id`; follows the ids of its prompt as they are."""
+        return [*self._plain.encode(text, add_special_tokens=False).ids, self.end_id]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text up to the first `end_id`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
+        ids = [int(i) for i in ids]
+        ids = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+    def _encode(self, messages: Sequence[Message], *, answering: bool) -> list[int]:
+        """Special tokens count where the template wrote them; those in a message go out first and come back as text."""
+        used = "".join([self._template.source, *(m.content for m in messages)])
+        mark = next(c for c in map(chr, range(0xE000, 0xF8FF)) if c not in used)
+        held = [found for m in messages for found in self._guard.findall(m.content)]
+        guarded = [Message(m.role, self._guard.sub(mark, m.content)) for m in messages]
+        pieces = self._template.render(guarded, answering=answering).split(mark)
+        if len(pieces) != len(held) + 1:
+            reason = "the chat template repeats or drops a message that holds a special token's text"
+            raise InputError(reason, where=self._where, field="chat_template", remedy="remove it from the message")
+        ids = list(self._tokenizer.encode(pieces[0], add_special_tokens=False).ids)
+        for text, piece in zip(held, pieces[1:]):
+            ids += self._plain.encode(text, add_special_tokens=False).ids
+            ids += self._tokenizer.encode(piece, add_special_tokens=False).ids
+        return self._with_one_bos(ids)
+
+    def _with_one_bos(self, ids: list[int]) -> list[int]:
+        """Template and tokenizer may both write a BOS, or neither."""
+        count = next((i for i, token in enumerate(ids) if token != self._bos_id), len(ids))
+        return [self._bos_id, *ids[count:]] if self._bos_id is not None and (count or self._adds_bos) else ids
+
+    def _find_end(self, eos: str) -> int:
+        """The special token that follows an answer in the template, else the EOS; refuses a template without prefix."""
+        prompt = self._encode(PROBE.messages, answering=True)
+        whole = self._encode([*PROBE.messages, Message("assistant", ANSWER)], answering=False)
+        if whole[: len(prompt)] != prompt:
+            reason = "the ids of a prompt are not a prefix of those with its answer"
+            remedy = "give a template that writes an answer where it asks for one"
+            raise InputError(reason, where=self._where, field="chat_template", remedy=remedy)
+        specials = set(self._special.values())
+        written = next((i for i in whole[len(prompt) :] if i in specials), None)
+        end = written if written is not None else self._tokenizer.token_to_id(eos) if eos else None
+        if end is None:
+            remedy = "set eos_token in tokenizer_config.json"
+            raise InputError("no token ends an answer", where=self._where, field="eos_token", remedy=remedy)
+        return end
+
+    def _find_pad(self, pad: str, unk: str) -> int:
+        named = self._tokenizer.token_to_id(pad) if pad else None
+        if named is not None:
+            return named
+        spare = [i for text, i in self._special.items() if "pad" in text.lower() or text == unk]
+        return next((i for i in spare if i not in (self.end_id, self._bos_id)), self.end_id)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Training in one thread, so that ties between merges fall the same way each time."""
+    before = os.environ.get("TOKENIZERS_PARALLELISM")
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TOKENIZERS_PARALLELISM"]
+        else:
+            os.environ["TOKENIZERS_PARALLELISM"] = before
+
+
+def _content(token: Any) -> str:
+    """A token's text; files write it bare or as {"content": ...}."""
+    return str(token.get("content") or "") if isinstance(token, Mapping) else str(token or "")
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"broken JSON ({error})", where=str(file)) from None
+    if not isinstance(found, dict):
+        raise InputError("expected an object", where=str(file))
+    return found
+
+
+def _write_json(file: Path, value: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
+    """`chat_template.jinja`, else `chat_template` of the configuration (a text, or a list with one named "default")."""
+    file = folder / "chat_template.jinja"
+    if file.is_file():
+        return file.read_text(encoding="utf-8")
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
+    return found if isinstance(found, str) and found else PLAIN_TEMPLATE

@@ -1,0 +1,140 @@
+"""What is measured of a policy on a set of prompts: gold, proxy, KL to the original SFT, entropy, length, structure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trueline.algorithms.divergence import kl_k1, kl_k3
+from trueline.algorithms.logprobs import sequence_logprobs
+from trueline.data.batches import micro_batches
+from trueline.models.decoder import Decoder
+from trueline.models.scoring import Sampling, response_logprobs
+from trueline.rollout.engine import Rollout
+from trueline.rollout.native import NativeEngine
+from trueline.seeds import uniforms
+from trueline.types import Judgement, Prompt
+
+__all__ = ["Instruments", "Measured", "Sampler", "measure", "metrics_of", "sample_texts"]
+
+Scorer = Callable[[Sequence[Prompt], Sequence[str], Rollout], list[Judgement]]
+"""(prompts, texts, rollout) -> one judgement a row."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How responses are drawn for an evaluation: the same for every arm."""
+
+    encode: Callable[[Prompt], Sequence[int]]
+    decode: Callable[[Sequence[int]], str]
+    sampling: Sampling
+    pad_id: int
+    end_id: int
+    max_new_tokens: int
+    seed: int
+    token_limit: int = 8192
+
+
+@dataclass(frozen=True)
+class Instruments:
+    """What a sample is held against. `outside` says whether a sample lies outside the preference data."""
+
+    gold: Scorer
+    sft: Decoder
+    proxy: Callable[[Rollout], Tensor] | None = None
+    outside: Callable[[Sequence[Prompt], Sequence[str], Rollout], list[bool]] | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Samples and what was measured of each: lists over prompts of lists over samples; `parts` by the judge's names."""
+
+    prompts: list[Prompt]
+    texts: list[list[str]]
+    gold: list[list[float]]
+    kl: list[list[float]]
+    kl_k3: list[list[float]]
+    nll: list[list[float]]
+    length: list[list[int]]
+    ended: list[list[bool]]
+    proxy: list[list[float]] | None = None
+    outside: list[list[bool]] | None = None
+    parts: Mapping[str, list[float]] = field(default_factory=dict)
+
+
+@torch.no_grad()
+def measure(
+    policy: Decoder, prompts: Sequence[Prompt], sampler: Sampler, instruments: Instruments, *,
+    samples: int, stream: str, greedy: bool = False, best_of: int = 1,
+) -> Measured:  # fmt: skip
+    """`samples` responses to each prompt, measured. With `best_of` n, each is the proxy's favourite of n draws."""
+    asked = [p for p in prompts for _ in range(samples * best_of)]
+    rollout, texts = sample_texts(policy, asked, sampler, stream=stream, greedy=greedy)
+    proxy = instruments.proxy(rollout) if instruments.proxy else None
+    if best_of > 1:
+        if proxy is None:
+            raise ValueError("best_of: needs a proxy to choose with")
+        favourite = proxy.view(-1, best_of).argmax(1) + torch.arange(0, len(asked), best_of, device=proxy.device)
+        rollout, proxy = rollout.select(favourite), proxy[favourite]
+        texts, asked = [texts[i] for i in favourite.tolist()], [asked[i] for i in favourite.tolist()]
+    judged = instruments.gold(asked, texts, rollout)
+    reference = _rescore(instruments.sft, rollout, sampler)
+    mask = rollout.response_mask
+    kl = sequence_logprobs(kl_k1(rollout.logprobs, reference), mask)
+    k3 = sequence_logprobs(kl_k3(rollout.logprobs, reference), mask)
+    nll = -sequence_logprobs(rollout.logprobs, mask) / rollout.response_lengths
+    outside = instruments.outside(asked, texts, rollout) if instruments.outside else None
+
+    def shaped(values: Sequence) -> list[list]:
+        return [list(values[i : i + samples]) for i in range(0, len(values), samples)]
+
+    return Measured(
+        list(prompts), shaped(texts), shaped([j.score for j in judged]), shaped(kl.tolist()), shaped(k3.tolist()),
+        shaped(nll.tolist()), shaped(rollout.response_lengths.tolist()), shaped(rollout.ended.tolist()),
+        None if proxy is None else shaped(proxy.tolist()), None if outside is None else shaped(outside), _parts(judged),
+    )  # fmt: skip
+
+
+def sample_texts(policy: Decoder, asked: Sequence[Prompt], sampler: Sampler, *, stream: str, greedy: bool = False):
+    """One response per row of `asked`, drawn from the stream of that name: a rollout and its texts."""
+    engine = NativeEngine(pad_id=sampler.pad_id, end_id=sampler.end_id)
+    engine.load_weights(policy, 0)
+    ids = [sampler.encode(p) for p in asked]
+    draws = None if greedy else uniforms(sampler.seed, stream, 0, range(len(ids)), sampler.max_new_tokens)
+    rollout = engine.generate(ids, draws, max_new_tokens=sampler.max_new_tokens, sampling=sampler.sampling)
+    return rollout, [sampler.decode(response) for response in rollout.responses()]
+
+
+def metrics_of(measured: Measured, prefix: str) -> dict[str, float]:
+    """Means over prompts and samples, keyed `<prefix>/<name>`; `prefix` is `<split>/<decoding>`."""
+    names = {"gold": measured.gold, "kl": measured.kl, "kl_k3": measured.kl_k3, "entropy": measured.nll,
+             "length": measured.length, "ended": measured.ended, "proxy": measured.proxy, "outside": measured.outside}  # fmt: skip
+    out = {f"{prefix}/{name}": float(np.mean(values)) for name, values in names.items() if values is not None}
+    out |= {f"{prefix}/{name}": float(np.mean(values)) for name, values in measured.parts.items()}
+    texts = [text for row in measured.texts for text in row]
+    out[f"{prefix}/distinct"] = len(set(texts)) / len(texts)
+    return out
+
+
+def _parts(judged: Sequence[Judgement]) -> dict[str, list[float]]:
+    parts: dict[str, list[float]] = {}
+    for judgement in judged:
+        for name, value in judgement.parts.items():
+            parts.setdefault(name, []).append(value)
+    return parts
+
+
+def _rescore(model: Decoder, rollout: Rollout, sampler: Sampler) -> Tensor:
+    out = torch.zeros_like(rollout.logprobs)
+    for group in micro_batches(rollout.lengths.tolist(), sampler.token_limit):
+        rows = torch.from_numpy(group).to(out.device)
+        width = int(rollout.lengths[rows].max())
+        scored, _ = response_logprobs(
+            model, rollout.tokens[rows, :width], rollout.response_mask[rows, :width], sampler.sampling
+        )
+        out[rows[:, None], torch.arange(width, device=out.device)] = scored
+    return out

@@ -1,0 +1,96 @@
+"""Log-probabilities of the response tokens of a batch, without keeping full-vocabulary logits.
+
+The head is applied at response positions only, in chunks; above `_KEEP` logits the chunks are recomputed in the
+backward pass. Sampling and scoring share `Sampling`, so a log-prob always belongs to the distribution that was sampled.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from trueline.algorithms import divergence, logprobs
+from trueline.algorithms.shapes import widened
+from trueline.models.decoder import Decoder
+from trueline.models.fused import head_logprobs
+
+__all__ = ["Sampling", "exact_kl", "response_hidden", "response_logprobs"]
+
+_CHUNK = 4096
+_KEEP = 1 << 25  # logits (fp32: 128 MB) that may be kept for the backward pass
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token's distribution is made of the logits; `forbidden` [V] marks what must not be sampled."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    forbidden: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether logits are left as they are but for forbidden tokens."""
+        return self.temperature == 1.0 and self.top_k == 0 and self.top_p == 1.0
+
+    def process(self, logits: Tensor) -> Tensor:
+        """The processed logits, in at least fp32, whose softmax is sampled from."""
+        return logprobs.restrict(
+            widened(logits), temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, forbidden=self.forbidden
+        )
+
+
+def response_hidden(model: Decoder, tokens: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states [M, d] that predict the M response tokens, and those tokens [M], in row-major order."""
+    if bool(response_mask[:, 0].any()):
+        raise ValueError("response_mask must be False at index 0: nothing predicts the first token")
+    hidden = model.trunk(tokens)
+    predicted = response_mask[:, 1:]
+    return hidden[:, :-1][predicted], tokens[:, 1:][predicted]
+
+
+def response_logprobs(
+    model: Decoder, tokens: Tensor, response_mask: Tensor, sampling: Sampling, *, entropy: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """log pi(token | before) at every response token, [B, T] with zeros elsewhere; and the entropy there if asked.
+
+    tokens [B, T] right-padded, response_mask [B, T] bool. Gradient flows to the model through both.
+    """
+    hidden, targets = response_hidden(model, tokens, response_mask)
+    keep = hidden.shape[0] * model.config.vocab_size <= _KEEP or not torch.is_grad_enabled()
+    pieces = []
+    for hidden_part, target_part in zip(hidden.split(_CHUNK), targets.split(_CHUNK)):
+        arguments = (model.head.weight, hidden_part, target_part, sampling, entropy)
+        pieces.append(_score(*arguments) if keep else checkpoint(_score, *arguments, use_reentrant=False))
+    values = torch.cat([piece[0] for piece in pieces])
+    scored = torch.zeros(tokens.shape, dtype=values.dtype, device=values.device).masked_scatter(response_mask, values)
+    if not entropy:
+        return scored, None
+    entropies = torch.cat([piece[1] for piece in pieces])
+    return scored, torch.zeros_like(scored).masked_scatter(response_mask, entropies)
+
+
+def exact_kl(model: Decoder, reference: Decoder, tokens: Tensor, response_mask: Tensor, sampling: Sampling) -> Tensor:
+    """KL(policy || reference) of the next-token distributions at every response token, [B, T], full vocabulary."""
+    hidden, _ = response_hidden(model, tokens, response_mask)
+    ref_hidden, _ = response_hidden(reference, tokens, response_mask)
+    pieces = [
+        divergence.kl_exact(sampling.process(model.head(part)), sampling.process(reference.head(ref_part)))
+        for part, ref_part in zip(hidden.split(_CHUNK), ref_hidden.split(_CHUNK))
+    ]
+    values = torch.cat(pieces)
+    return torch.zeros(tokens.shape, dtype=values.dtype, device=values.device).masked_scatter(response_mask, values)
+
+
+def _score(weight: Tensor, hidden: Tensor, targets: Tensor, sampling: Sampling, entropy: bool):
+    same = hidden.dtype == weight.dtype and not torch.is_autocast_enabled(hidden.device.type)
+    if same and sampling.plain and not entropy:
+        scored = head_logprobs(hidden, weight, targets, sampling.forbidden)
+        return scored, scored
+    processed = sampling.process(hidden @ weight.t())
+    scored = logprobs.token_logprobs(processed, targets)
+    return scored, (logprobs.entropy(processed) if entropy else scored)

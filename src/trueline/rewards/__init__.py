@@ -1,0 +1,1 @@
+"""Rewards: a learned reward model, and a task's own verifier."""

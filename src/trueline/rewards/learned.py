@@ -1,0 +1,38 @@
+"""Scores of a learned reward model on token batches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from trueline.data.batches import micro_batches
+from trueline.models.heads import ScalarModel, last_values
+
+__all__ = ["LearnedReward"]
+
+
+class LearnedReward:
+    """r(prompt, response) at the last real token, raw; `standardized` subtracts the calibration's mean and divides by
+    its standard deviation, so that 0 and 1 mean the same for every reward model: an average SFT sample, one spread."""
+
+    def __init__(self, model: ScalarModel, calibration: Mapping[str, float] | None = None, *, token_limit: int = 16384):
+        self.model, self.token_limit = model, token_limit
+        self.calibration = calibration
+
+    @torch.no_grad()
+    def scores(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Raw scores [B] of right-padded tokens [B, T] with `lengths` [B] real ones."""
+        out = torch.empty(len(tokens), device=tokens.device)
+        for group in micro_batches(lengths.tolist(), self.token_limit):
+            rows = torch.from_numpy(group).to(tokens.device)
+            width = int(lengths[rows].max())
+            out[rows] = last_values(self.model(tokens[rows, :width]).float(), lengths[rows])
+        return out
+
+    def standardized(self, tokens: Tensor, lengths: Tensor) -> Tensor:
+        """Scores in units of the calibration's standard deviation."""
+        if self.calibration is None:
+            raise ValueError("calibration: this reward model has none; train it with the `reward` stage")
+        return (self.scores(tokens, lengths) - self.calibration["mean"]) / max(self.calibration["std"], 1e-6)

@@ -1,0 +1,1 @@
+"""Rollout: the engine protocol and its engines. A rollout carries tokens, log-probs, and why each response stopped."""

@@ -1,0 +1,1 @@
+"""The study: design, execution, statistics, diagnostics, verdict, report."""

@@ -1,0 +1,223 @@
+"""Runs the nodes of a study: cells in worker processes, each on one core, every finished cell kept and reused."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from trueline import __version__
+from trueline.config import digest, to_plain
+from trueline.data.chat import ChatTokenizer
+from trueline.errors import InputError, RunError
+from trueline.runs.cell import Cell, read_json, write_json
+from trueline.study.design import Node
+from trueline.tasks.registry import make_task
+from trueline.tasks.task import Task
+from trueline.training.pages import page
+from trueline.training.stage import Limits, Progress, Stage
+
+__all__ = ["Executor", "prepare_base"]
+
+_BASE_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a worker needs to run one cell; it travels between processes."""
+
+    node: Node
+    directory: str
+    base: str
+    task: str
+    sections: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    budget: float | None
+    max_steps: int | None
+    identity: Mapping[str, Any]
+
+
+def prepare_base(directory: Path, task: Task, sections: Mapping[str, Any]) -> Path:
+    """The tokenizer and the model's shape, made once per run directory: `cells/base-<hash>/`.
+
+    With `model.path` the tokenizer is that folder's; otherwise one is trained on the task's own text.
+    """
+    from trueline.models.checkpoints import read_config
+    from trueline.models.tiny import sized
+
+    model = sections["model"]
+    source = Path(model.path) if model.path else None
+    described = {"version": _BASE_VERSION, "task": task.name, "described": task.describe(), "model": model.model_dump(mode="json")}
+    folder = directory / "cells" / f"base-{digest(described)}"
+    if (folder / "shape.json").exists():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    if source is not None:
+        shape = read_config(source)
+        tokenizer = ChatTokenizer.load(source)
+    else:
+        tokenizer = ChatTokenizer.train(task.texts(), vocab_size=model.vocab_size)
+        shape = sized(
+            model.size, vocab_size=tokenizer.vocab_size, max_positions=model.max_prompt_tokens + model.max_new_tokens,
+            pad_id=tokenizer.pad_id, end_id=tokenizer.end_id,
+        )  # fmt: skip
+    tokenizer.save(folder / "tokenizer")
+    write_json(folder / "shape.json", asdict(shape))
+    return folder
+
+
+class Executor:
+    """Runs nodes in dependency order and knows the cell of each. `report` gets Progress objects as they come."""
+
+    def __init__(self, directory: Path, task: Task, sections: Mapping[str, Any], report: Callable[[str, Progress], None]):
+        self.directory, self.task, self.sections, self.report = directory, task, sections, report
+        self.base = prepare_base(directory, task, sections)
+        self.cells: dict[str, Path] = {}
+        self.last_method: str | None = None
+
+    def identity(self, node: Node, inputs: Mapping[str, str], budget: float | None, max_steps: int | None) -> dict[str, Any]:
+        """What addresses a cell: method, settings, world, seed, limits and the cells it comes from."""
+        model = self.sections["model"]
+        return {
+            "method": node.page, "arm": node.arm, "seed": node.seed, "task": self.task.name,
+            "config": None if node.config is None else node.config.model_dump(mode="json"),
+            "world": to_plain({"world": node.world})["world"], "data": to_plain({"data": self.sections["data"]})["data"],
+            "base": self.base.name, "max_prompt_tokens": model.max_prompt_tokens, "max_new_tokens": model.max_new_tokens,
+            "snapshots": self.sections["train"].snapshots, "budget_flops": budget, "max_steps": max_steps,
+            "inputs": dict(inputs), "charged": list(node.charged),
+        }  # fmt: skip
+
+    def workers(self) -> int:
+        """Cells at a time: one per core, one on a GPU."""
+        wanted = self.sections["train"].workers
+        if wanted:
+            return wanted
+        if self.sections["train"].device != "cpu":
+            import torch
+
+            if torch.cuda.is_available():
+                return 1
+        return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+    def run(self, nodes: Sequence[Node], *, named: str | None = None) -> dict[str, Path]:
+        """Run every node that has no finished cell; returns the cell of each. `train.max_steps` limits `named` alone."""
+        waiting = {node.key: node for node in nodes}
+        started: dict[Future, Node] = {}
+        context = get_context("spawn")
+        channel = context.Queue()
+        pool = ProcessPoolExecutor(self.workers(), mp_context=context, initializer=_start_worker, initargs=(channel,))
+        try:
+            while waiting or started:
+                for node in [n for n in waiting.values() if self._ready(n)]:
+                    if node.twin and node.twin in waiting | {n.key: n for n in started.values()}:
+                        continue  # the same run may be about to be finished with a larger share
+                    del waiting[node.key]
+                    job = self._job(node, named)
+                    if job is not None:
+                        started[pool.submit(_run_job, job)] = node
+                        self.report(node.key, Progress(job.directory, node.page, 0, 0, note="queued"))
+                self._drain(channel)
+                if started:
+                    done, _ = wait(started, timeout=0.2, return_when=FIRST_COMPLETED)
+                    for future in done:
+                        node = started.pop(future)
+                        future.result()
+                        self.report(node.key, Progress("", node.page, 1, 1, note="done"))
+                elif waiting and not any(self._ready(n) for n in waiting.values()):
+                    raise RunError(f"no node can run: {', '.join(waiting)}; this is a fault of the design")
+            self._drain(channel)
+        except BaseException:
+            for process in list((pool._processes or {}).values()):
+                process.kill()
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+        pool.shutdown()
+        channel.close()
+        channel.cancel_join_thread()
+        return self.cells
+
+    def _ready(self, node: Node) -> bool:
+        return all(key in self.cells and self._finished(self.cells[key]) for key in node.inputs.values())
+
+    @staticmethod
+    def _finished(cell: Path) -> bool:
+        return (cell / "done.json").exists()
+
+    def _job(self, node: Node, named: str | None) -> Job | None:
+        inputs = {name: str(self.cells[key]) for name, key in node.inputs.items()}
+        budget = self._budget(node, inputs)
+        train = self.sections["train"]
+        max_steps = train.max_steps if train.max_steps and node.arm == named else None
+        if node.twin and max_steps is None and budget is not None:
+            twin = self.cells[node.twin]
+            if not read_json(twin / "done.json")["stopped_by_budget"] and read_json(twin / "done.json")["flops"] <= budget:
+                self.cells[node.key] = twin
+                self.report(node.key, Progress(str(twin), node.page, 1, 1, note="done"))
+                return None
+        identity = self.identity(node, {name: Path(path).name for name, path in inputs.items()}, budget, max_steps)
+        cell = self.directory / "cells" / digest(identity)
+        self.cells[node.key] = cell
+        if self._finished(cell):
+            self.report(node.key, Progress(str(cell), node.page, 1, 1, note="done"))
+            return None
+        sections = {name: self.sections[name] for name in ("data", "model", "train", "world")} | {"world": node.world}
+        return Job(node, str(cell), str(self.base), self.task.name, sections, inputs, budget, max_steps, identity)
+
+    def _budget(self, node: Node, inputs: Mapping[str, str]) -> float | None:
+        cap = self.sections["study"].budget
+        if not cap or not node.share:
+            return None
+        spent = sum(read_json(Path(inputs[name]) / "cost.json")["own"]["flops"] for name in node.charged)
+        left = node.share * cap - spent
+        if left <= 0:
+            raise InputError(
+                f"nothing is left for {node.arm} of {node.share:g} x {cap:.3g} FLOP after the reward model's {spent:.3g}",
+                where="settings", field="study.budget", remedy="raise it, or set 0 for no cap",
+            )  # fmt: skip
+        return left
+
+    def _drain(self, channel: Any) -> None:
+        while True:
+            try:
+                key, progress = channel.get_nowait()
+            except queue.Empty:
+                return
+            self.report(key, progress)
+
+
+_CHANNEL: Any = None
+
+
+def _start_worker(channel: Any) -> None:
+    global _CHANNEL
+    _CHANNEL = channel
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _run_job(job: Job) -> None:
+    import torch
+
+    node = job.node
+    cell = Cell(Path(job.directory))
+    cell.open({**job.identity, "version": __version__})
+    model, train = job.sections["model"], job.sections["train"]
+    limits = Limits(model.max_prompt_tokens, model.max_new_tokens, train.micro_tokens, job.budget, job.max_steps, train.snapshots)
+    inputs = {name: Path(path) for name, path in job.inputs.items()} | {"shape": Path(job.base) / "shape.json"}
+    if model.path:
+        inputs["model"] = Path(model.path)
+    device = "cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu"
+    stage = Stage(
+        node.method, node.seed, make_task(job.task, job.sections), cell, ChatTokenizer.load(Path(job.base) / "tokenizer"), limits,
+        inputs=inputs, report=lambda progress: _CHANNEL.put((node.key, progress)), charged=node.charged, device=torch.device(device),
+    )  # fmt: skip
+    config = node.config if node.config is not None else page(node.page).Config()
+    page(node.page).train(config, stage)

@@ -1,0 +1,280 @@
+"""Figures as inline SVG: text stays text, colours become CSS variables, the bytes depend on the data alone."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from html import escape
+from io import StringIO
+from typing import Any
+
+import numpy as np
+
+from trueline.study.matrix import ArmRuns, Checkpoint, Study, Variant
+
+__all__ = ["MARKS", "Plot", "figures", "slug"]
+
+WIDTH, HEIGHT = 440, 300
+# placeholders that the post-pass replaces; no other drawing colour is used
+TEXT, GRID = "#010203", "#040506"
+# arm -> (placeholder colour, marker, dash); Okabe and Ito's palette lives in the page's CSS under the arm's slug
+MARKS: dict[str, tuple[str, str, str]] = {
+    "sft": ("#0a0000", "s", "-"),
+    "sft-chosen": ("#0a0001", "v", ":"),
+    "best-of-n": ("#0a0002", "D", ""),
+    "dpo": ("#0a0003", "o", "-"),
+    "dpo-iter": ("#0a0004", "^", "--"),
+    "ppo": ("#0a0005", "o", "-"),
+    "dpo+ppo": ("#0a0006", "s", "-"),
+    "rloo": ("#0a0007", "v", "-."),
+}
+OTHER = ("#0a0008", "x", "-")
+
+X = Callable[[Checkpoint, ArmRuns], float | None]
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure: `caption` is what to look for; `svg` is safe to inline beside others."""
+
+    name: str
+    title: str
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class _Panel:
+    name: str
+    title: str
+    caption: str
+    x: X
+    xlabel: str
+    ylabel: str
+    keys: tuple[tuple[str, str], ...]  # metric key and line style ("" keeps the arm's own)
+    per_seed: bool = True
+
+
+def slug(arm: str) -> str:
+    """The arm's CSS name; arms that are not ours share one colour."""
+    return re.sub(r"[^a-z]+", "-", arm) if arm in MARKS else "other"
+
+
+def _root_kl(point: Checkpoint, _: ArmRuns) -> float | None:
+    kl = point.metrics.get("selection/sampled/kl")
+    return None if kl is None else float(np.sqrt(max(kl, 0.0)))
+
+
+def _sampled_tokens(point: Checkpoint, arm: ArmRuns) -> float | None:
+    samples = any(p.sampled_tokens for cell in arm.cells for p in cell.curve)
+    return float(point.sampled_tokens) if samples else None
+
+
+def _progress(point: Checkpoint, arm: ArmRuns) -> float:
+    last = max(p.step for cell in arm.cells for p in cell.curve)
+    return 100.0 * point.step / max(last, 1)
+
+
+KL_LABEL = "square root of KL to the original SFT (nats per response)"
+PROGRESS = "share of the arm's training (%)"
+PANELS = (
+    _Panel(
+        "gold-kl",
+        "Gold against distance from SFT",
+        "What the judge gives for each step away from SFT. Higher at the same KL is better; a curve that turns down "
+        "has gone too far. Best-of-n stands at its analytic KL.",
+        _root_kl,
+        KL_LABEL,
+        "gold",
+        (("selection/sampled/gold", ""),),
+    ),
+    _Panel(
+        "proxy-kl",
+        "Proxy against distance from SFT",
+        "The learned reward on the same samples. Where it goes on rising while gold falls, it is being exploited.",
+        _root_kl,
+        KL_LABEL,
+        "proxy reward",
+        (("selection/sampled/proxy", ""),),
+    ),
+    _Panel(
+        "gold-flops",
+        "Gold over compute",
+        "Learning curves over what the arm's own training spends.",
+        lambda p, _: p.flops,
+        "FLOPs",
+        "gold",
+        (("selection/sampled/gold", ""),),
+    ),
+    _Panel(
+        "gold-tokens",
+        "Gold over sampled tokens",
+        "The same over tokens sampled while training; arms that sample nothing are left out.",
+        _sampled_tokens,
+        "sampled tokens",
+        "gold",
+        (("selection/sampled/gold", ""),),
+    ),
+    _Panel(
+        "logps",
+        "Log-probability of the pairs",
+        "Chosen solid, rejected dashed. If both fall, probability moves to responses that are in no pair.",
+        _progress,
+        PROGRESS,
+        "log-probability (nats per response)",
+        (("pairs/logps_chosen", "-"), ("pairs/logps_rejected", "--")),
+        per_seed=False,
+    ),
+    _Panel(
+        "outside",
+        "Mass outside the pairs",
+        "Share of samples with a structure that occurs in no preference pair.",
+        _progress,
+        PROGRESS,
+        "share of samples",
+        (("selection/sampled/outside", ""),),
+    ),
+    _Panel(
+        "length",
+        "Response length",
+        "Longer is not better in itself: see the difference at equal length.",
+        _progress,
+        PROGRESS,
+        "tokens per response",
+        (("selection/sampled/length", ""),),
+    ),
+)
+
+
+def figures(study: Study) -> tuple[Plot, ...]:
+    """The figures of the primary variant, in reading order; one whose metrics no arm has is left out."""
+    plots = (_plot(panel, study.primary) for panel in PANELS)
+    return tuple(plot for plot in plots if plot is not None)
+
+
+def _plot(panel: _Panel, variant: Variant) -> Plot | None:
+    from matplotlib import rc_context
+
+    with rc_context(_style(panel.name)):
+        figure, axes = _axes(panel)
+        drawn = [_draw(axes, panel, arm) for arm in variant.arms.values()]
+        if not any(drawn):
+            return None
+        if panel.name in ("gold-flops", "gold-tokens"):
+            axes.xaxis.set_major_formatter(_si_formatter())
+        if panel.name == "outside":
+            axes.set_ylim(bottom=0)
+        stream = StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return Plot(panel.name, panel.title, panel.caption, _inline(stream.getvalue(), panel))
+
+
+def _style(name: str) -> dict[str, Any]:
+    return {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "font.family": "DejaVu Sans",
+        "font.size": 12,
+        "text.parse_math": False,
+        "text.color": TEXT,
+        "axes.labelcolor": TEXT,
+        "axes.edgecolor": GRID,
+        "xtick.color": GRID,
+        "ytick.color": GRID,
+        "xtick.labelcolor": TEXT,
+        "ytick.labelcolor": TEXT,
+        "grid.color": GRID,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.spines.left": False,
+        "axes.unicode_minus": True,
+        "path.simplify": False,
+    }
+
+
+def _axes(panel: _Panel) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+    axes = figure.add_axes((0.115, 0.155, 0.865, 0.745))
+    figure.patch.set_visible(False)
+    axes.patch.set_visible(False)
+    axes.grid(axis="y", linewidth=0.8)
+    axes.tick_params(length=0, pad=6)
+    axes.locator_params(nbins=6)
+    axes.set_xlabel(panel.xlabel, labelpad=6)
+    # the unit of y stands above the axis, where it reads level
+    axes.text(0.0, 1.05, panel.ylabel, transform=figure.transFigure, va="top").set_position((0.0, 0.99))
+    return figure, axes
+
+
+def _si_formatter() -> Any:
+    from matplotlib.ticker import EngFormatter
+
+    return EngFormatter(sep=" ")
+
+
+def _draw(axes: Any, panel: _Panel, arm: ArmRuns) -> bool:
+    colour, marker, dash = MARKS.get(arm.name, OTHER)
+    if arm.name == "best-of-n" or all(len(cell.curve) < 2 for cell in arm.cells):
+        return _draw_mark(axes, panel, arm, colour, marker)
+    drawn = False
+    for key, style in panel.keys:
+        lines = [_line(panel, arm, curve) for curve in arm.curve(key)]
+        lines = [line for line in lines if len(line)]
+        if not lines:
+            continue
+        drawn = True
+        mean = np.mean(lines, axis=0) if len({len(line) for line in lines}) == 1 else None
+        for line in lines if panel.per_seed or mean is None else ():
+            width, alpha = (0.9, 0.4) if mean is not None else (1.6, 0.9)
+            axes.plot(*line.T, color=colour, linestyle="-", linewidth=width, alpha=alpha)
+        if mean is not None:
+            look = {"marker": marker, "markersize": 4.5, "markeredgewidth": 0.0, "clip_on": False, "zorder": 3}
+            axes.plot(*mean.T, color=colour, linestyle=style or dash or "-", linewidth=2.0, **look)
+    return drawn
+
+
+def _draw_mark(axes: Any, panel: _Panel, arm: ArmRuns, colour: str, marker: str) -> bool:
+    """An arm without a training curve is one mark: best-of-n at its analytic KL, others where they were measured."""
+    key = panel.keys[0][0]
+    values = [curve[-1][1] for curve in arm.curve(key) if curve]
+    if not values or panel.name not in ("gold-kl", "proxy-kl"):
+        return False
+    kls = [cell.analytic_kl for cell in arm.cells if cell.analytic_kl is not None]
+    if not kls:
+        kls = [p.metrics.get("selection/sampled/kl", 0.0) for cell in arm.cells for p in cell.curve[-1:]]
+    x = float(np.sqrt(max(np.mean(kls), 0.0)))
+    axes.plot(
+        [x], [np.mean(values)], marker=marker, markersize=8, color=colour, linestyle="none", zorder=4, clip_on=False
+    )
+    return True
+
+
+def _line(panel: _Panel, arm: ArmRuns, curve: Iterable[tuple[Checkpoint, float]]) -> np.ndarray:
+    points = [(panel.x(point, arm), value) for point, value in curve]
+    return np.array([(x, y) for x, y in points if x is not None], dtype=np.float64).reshape(-1, 2)
+
+
+def _inline(svg: str, panel: _Panel) -> str:
+    """From a file of its own to a guest in a page: no prolog, no metadata, own ids, the page's colours and fonts."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.S)
+    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.S).replace("xlink:href", "href")
+    svg = _own_ids(svg, panel.name)
+    for arm, (colour, _, _) in MARKS.items():
+        svg = svg.replace(colour, f"var(--{slug(arm)})")
+    svg = svg.replace(OTHER[0], "var(--other)").replace(TEXT, "currentColor").replace(GRID, "var(--line)")
+    svg = svg.replace(" font-family: 'DejaVu Sans';", "")
+    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
+    title, label = escape(f"{panel.title}: {panel.ylabel} over {panel.xlabel}"), f"{panel.name}-title"
+    head = f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{label}">'
+    return f'{head}<title id="{label}">{title}</title>' + svg[svg.index(">") + 1 :].strip()
+
+
+def _own_ids(svg: str, prefix: str) -> str:
+    used = set(re.findall(r"(?:href=\"|url\()#([\w.-]+)", svg))
+    svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", svg)
+    return re.sub(r"(href=\"|url\()#([\w.-]+)", rf"\1#{prefix}-\2", svg)

@@ -1,0 +1,132 @@
+"""The run record of a study: manifest and index, written before the first cell runs and completed after the last."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from trueline import __version__
+from trueline.config import digest, to_plain
+from trueline.errors import InputError
+from trueline.runs.cell import read_json, write_json
+from trueline.study.design import Node, Variant
+
+__all__ = ["claim", "complete", "identity_of"]
+
+SCHEMA = 1
+
+
+def identity_of(task: str, sections: Mapping[str, Any], described: Mapping[str, Any]) -> str:
+    """What a directory may hold one of: the study's task and settings, without what cannot change a result."""
+    plain = to_plain(sections)
+    plain["train"] = {k: v for k, v in plain["train"].items() if k not in ("workers", "device", "micro_tokens")}
+    return digest({"task": task, "sections": plain, "described": described})
+
+
+def claim(directory: Path, identity: str, what: str) -> None:
+    """Take the directory for this study, or refuse where it holds another one or something else altogether."""
+    path = directory / "manifest.json"
+    if path.exists():
+        held = read_json(path)
+        if held.get("identity") != identity:
+            raise InputError(
+                f"holds another run ({held.get('command', 'unknown')})", where=str(directory), field="-o",
+                remedy="use another -o DIR, or the command that made it to resume it",
+            )  # fmt: skip
+        return
+    if directory.exists() and not directory.is_dir():
+        raise InputError("is a file, not a directory", where=str(directory), field="-o", remedy="use another -o DIR")
+    if directory.is_dir() and any(entry.name != "cells" and not entry.name.startswith(".") for entry in directory.iterdir()):
+        raise InputError(
+            "is not empty and holds no run of ours", where=str(directory), field="-o", remedy="use a new -o DIR"
+        )
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"schema": SCHEMA, "identity": identity, "command": what})
+
+
+def complete(directory: Path, manifest: Mapping[str, Any], nodes: Sequence[Node], cells: Mapping[str, Path]) -> None:
+    """Write the full manifest and the index of cells."""
+    rows = []
+    for node in nodes:
+        evaluation = node.arm.startswith("evaluate:")
+        rows.append({"arm": node.arm, "seed": node.seed, "variant": node.variant, "cell": cells[node.key].name, "method": node.page})
+        if evaluation:
+            rows[-1]["arm"] = node.arm.removeprefix("evaluate:")
+            rows[-1]["trained"] = cells[node.inputs["arm"]].name
+        else:
+            rows[-1]["arm"] = f"stage:{node.arm}"
+    write_json(directory / "index.json", {"cells": rows})
+    write_json(directory / "manifest.json", manifest)
+
+
+def stage_index(directory: Path, nodes: Sequence[Node], cells: Mapping[str, Path]) -> None:
+    """The index of a run of single stages."""
+    rows = [{"arm": n.arm, "seed": n.seed, "variant": n.variant, "cell": cells[n.key].name, "method": n.page} for n in nodes]
+    write_json(directory / "index.json", {"cells": rows})
+
+
+def versions() -> dict[str, str]:
+    """Of what a result may depend on."""
+    names = ("torch", "transformers", "tokenizers", "numpy", "scipy")
+    found = {"trueline": __version__, "python": platform.python_version(), "machine": platform.machine()}
+    return found | {name: metadata.version(name) for name in names}
+
+
+def manifest_of(task: Any, sections: Mapping[str, Any], identity: str, command: str, variants: Sequence[Variant],
+                nodes: Sequence[Node], cells: Mapping[str, Path]) -> dict[str, Any]:  # fmt: skip
+    """Everything the report says besides the figures."""
+    study, model = sections["study"], sections["model"]
+    by_arm = {node.arm: node for node in nodes if node.page != "evaluate" and node.variant == variants[0].name or node.arm == "sft"}
+    parameters = _parameters(cells, nodes)
+    gold = {"kind": "learned" if task.learned_gold else "embedded", "accuracy": None, "accuracy_ci95": None}
+    judge = next((node for node in nodes if node.arm == "judge-gold"), None)
+    if judge is not None:
+        gold |= _accuracy(cells[judge.key])
+    pairs = next(node for node in nodes if node.arm == "pairs" and node.variant == variants[0].name)
+    count = read_json(cells[pairs.key] / "done.json")["pairs"]
+    base = "a model given by its folder" if model.path else f"a {parameters / 1e6:.2f}M-parameter model made from nothing"
+    where = "the embedded dialogue world" if task.name == "dialogue" else f"the comparisons of {Path(str(_first(sections['data'].path))).name}"
+    return {
+        "schema": SCHEMA, "identity": identity, "task": task.name, "world": f"{where}, {base}, {count:,} pairs, {variants[0].label}",
+        "model": {"parameters": parameters, "size": model.size, "path": model.path}, "seeds": list(study.seeds), "arms": list(study.arms),
+        "variants": [{"name": v.name, "label": v.label, "primary": v.primary, "arms": list(v.arms)} for v in variants],
+        "metric": "test/sampled/gold", "margin": study.margin, "gold": gold,
+        "budget": {"rule": "flops", "cap": study.budget or None}, "command": command,
+        "own_data_command": "trueline study pairs data.path=YOUR.jsonl",
+        "threats": task.threats(), "settings": {arm: n.config.model_dump(mode="json") for arm, n in by_arm.items() if n.config is not None},
+        "fingerprints": {node.key: cells[node.key].name for node in nodes if node.page != "evaluate"}, "versions": versions(),
+        "objectives": {arm: (cells[n.key] / "objective.txt").read_text(encoding="utf-8").strip() for arm, n in by_arm.items()},
+        "data": dict(task.describe()),
+    }  # fmt: skip
+
+
+def _first(path: Any) -> str:
+    return path if isinstance(path, str) else path[0]
+
+
+def _parameters(cells: Mapping[str, Path], nodes: Sequence[Node]) -> int:
+    from safetensors import safe_open
+
+    sft = next(node for node in nodes if node.arm == "sft")
+    with safe_open(cells[sft.key] / "model" / "model.safetensors", framework="np") as file:
+        names = list(file.keys())
+        sizes = [file.get_slice(name).get_shape() for name in names]
+    total = 0
+    for shape in sizes:
+        count = 1
+        for side in shape:
+            count *= side
+        total += count
+    return total
+
+
+def _accuracy(cell: Path) -> dict[str, Any]:
+    from trueline.study.statistics import wilson
+
+    done = read_json(cell / "done.json")
+    accuracy, count = done["held_out_accuracy"], done["held_out_pairs"]
+    low, high = wilson(round(accuracy * count), count)
+    return {"accuracy": accuracy, "accuracy_ci95": [low, high]}

@@ -1,0 +1,80 @@
+"""From a task's name or a config file, and overrides, to resolved settings and the task itself."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trueline.config import Section, load
+from trueline.errors import InputError
+from trueline.study.settings import Data, Model, Study, Train, shipped, with_shipped
+from trueline.tasks.dialogue import Config as DialogueWorld
+from trueline.tasks.registry import make_task, task_names
+from trueline.tasks.task import Task
+
+__all__ = ["resolve", "section_types"]
+
+
+class NoWorld(Section):
+    """Tasks on files have no dials of their own."""
+
+
+def section_types(task: str) -> dict[str, type[Section]]:
+    """The sections that a run of this task reads."""
+    from trueline.training.pages import page
+
+    methods = {"sft": "sft", "sft_chosen": "sft", "reward": "reward", "dpo": "dpo", "dpo_iter": "dpo-iter", "ppo": "ppo",
+               "rloo": "rloo", "evaluate": "evaluate"}  # fmt: skip
+    fixed = {"data": Data, "model": Model, "train": Train, "study": Study}
+    return fixed | {"world": DialogueWorld if task == "dialogue" else NoWorld} | {k: page(m).Config for k, m in methods.items()}
+
+
+def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, dict[str, Any], Task]:
+    """Raises InputError for anything that cannot be used; the task's files are read, no model is built."""
+    file = Path(target) if target.endswith((".yaml", ".yml", ".toml")) else None
+    name = _task_of(file) if file else target
+    if name not in task_names():
+        make_task(name, {})  # raises with the names that exist
+    if name != "dialogue":
+        _check_files(name, file, overrides)  # before torch is imported: a bad file is told at once
+    sections = load(section_types(name), file=file, overrides=list(overrides), top={"task": str})
+    sections.pop("task", None)
+    size = sections["model"].size
+    given = shipped(name if name == "dialogue" else "pairs", size, quick)
+    sections = with_shipped(sections, given)
+    sections["sft_chosen"] = sections["sft_chosen"].model_copy(update={"on": "chosen"})
+    if sections["ppo"].kl_target and not sections["ppo"].kl_coef:
+        raise InputError("an adaptive coefficient cannot start from 0", where="settings", field="ppo.kl_coef",
+                         remedy="set it above 0, or ppo.kl_target=0")  # fmt: skip
+    if len(set(sections["study"].seeds)) != len(sections["study"].seeds):
+        raise InputError("the same seed twice", where="settings", field="study.seeds", remedy="give different seeds")
+    if "sft" not in sections["study"].arms:
+        sections["study"] = sections["study"].model_copy(update={"arms": ("sft", *sections["study"].arms)})
+    if sections["model"].path:
+        from trueline.models.checkpoints import read_config
+
+        read_config(Path(sections["model"].path))
+    return name, sections, make_task(name, sections)
+
+
+def _task_of(file: Path) -> str:
+    if not file.is_file():
+        raise InputError("file not found", where=str(file), remedy="give a task's name or a .yaml or .toml file that exists")
+    try:
+        raw = tomllib.loads(file.read_text("utf-8")) if file.suffix == ".toml" else yaml.safe_load(file.read_text("utf-8"))
+    except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError):
+        return "dialogue"  # the full load names the line and the reason
+    name = raw.get("task") if isinstance(raw, dict) else None
+    if not isinstance(name, str):
+        raise InputError("missing", where=str(file), field="task", remedy=f"add a line task: NAME, one of {', '.join(task_names())}")
+    return name
+
+
+def _check_files(name: str, file: Path | None, overrides: Sequence[str]) -> None:
+    given = [item for item in overrides if item.startswith("data.")]
+    if file is None:
+        make_task(name, {"data": load({"data": Data}, overrides=given)["data"]})

@@ -1,0 +1,79 @@
+"""The settings that belong to no method: data, model, limits, the study itself; and the shipped settings of tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field
+
+from trueline.config import Section
+
+__all__ = ["ARMS", "Data", "Model", "Study", "Train", "shipped", "with_shipped"]
+
+ARMS = ("sft", "sft-chosen", "best-of-n", "dpo", "dpo-iter", "ppo", "dpo+ppo", "rloo")
+
+
+class Data(Section):
+    """`data.*`: preference files, for the tasks that read them."""
+
+    path: str | tuple[str, ...] = Field("", description="a path, a quoted glob, or a list of them")
+    format: Literal["auto", "pairs", "messages", "hh-rlhf"] = Field("auto", description="of the rows")
+    on_bad_row: Literal["error", "drop"] = Field("error", description="what a row that cannot be used does")
+    limit: int = Field(0, ge=0, description="at most so many pairs; 0: all")
+
+
+class Model(Section):
+    """`model.*`: a Hugging Face folder, or the size of a model made from nothing."""
+
+    path: str = Field("", description="a Hugging Face folder to start SFT from")
+    size: Literal["tiny", "mini", "small", "medium"] = Field("tiny", description="of the embedded model")
+    vocab_size: int = Field(768, ge=261, description="of the tokenizer that is trained for the embedded model")
+    max_prompt_tokens: int = Field(24, ge=1, description="longer prompts lose their oldest part")
+    max_new_tokens: int = Field(40, ge=1, description="longest response")
+
+
+class Train(Section):
+    """`train.*`: limits of a run."""
+
+    max_steps: int = Field(0, ge=0, description="of the named stage; 0: its own")
+    micro_tokens: int = Field(1536, ge=16, description="padded tokens per micro-batch; never changes a result")
+    snapshots: int = Field(8, ge=1, description="checkpoints per run, evenly spaced")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
+    workers: int = Field(0, ge=0, description="cells at a time; 0: one per core, or one on a GPU")
+
+
+class Study(Section):
+    """`study.*`"""
+
+    arms: tuple[Literal[ARMS], ...] = Field(ARMS, min_length=1, description="what is compared")
+    seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="training seeds")
+    trials: Literal[0] = Field(0, description="tuning trials per arm; 0: the shipped settings")
+    budget: float = Field(0.0, ge=0, description="FLOP cap of each trained arm; 0: no cap")
+    feedback: Literal["learned", "gold"] = Field("learned", description="who scores and labels the arms' own samples")
+    no_shift: bool = Field(True, description="add the rows without distribution shift (worlds that have the dial)")
+    margin: float = Field(0.1, gt=0, description="differences below this are none: standard deviations of SFT's gold")
+
+
+def shipped(task: str, size: str, quick: bool) -> dict[str, dict[str, Any]]:
+    """The settings that come with the package for a task and a model size; the quick ones laid over them."""
+    merged: dict[str, dict[str, Any]] = {}
+    names = [f"{task}-{size}"] + ([f"{task}-{size}-quick"] if quick else [])
+    for name in names:
+        file = resources.files("trueline") / "shipped" / f"{name}.yaml"
+        if file.is_file():
+            for section, values in yaml.safe_load(file.read_text(encoding="utf-8")).items():
+                merged.setdefault(section, {}).update(values)
+    return merged
+
+
+def with_shipped(sections: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The sections with shipped values where the user set nothing."""
+    out = dict(sections)
+    for name, values in given.items():
+        section = sections[name]
+        own = {key: getattr(section, key) for key in section.model_fields_set}
+        out[name] = type(section)(**{**values, **own})
+    return out

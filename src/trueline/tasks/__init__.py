@@ -1,0 +1,1 @@
+"""Tasks: prompts, demonstrations, pairs, reward, gold judge, splits; one file each."""

@@ -1,0 +1,123 @@
+"""Tasks on real comparisons from files: `hh-rlhf` and `pairs`. No judge is embedded: gold is learned on a split of its own.
+
+Conversations are split by their first user turn into training, selection and gold, so that the same dialogue cut at
+another turn never leaks. A tenth of the gold split's pairs measures the gold model's accuracy and lends the test prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+from trueline.data.loading import load_pairs
+from trueline.data.splits import partition
+from trueline.errors import InputError
+from trueline.seeds import generator
+from trueline.tasks.task import PairSources, Sampler
+from trueline.types import Demonstration, Judgement, Pair, Prompt
+
+__all__ = ["TASKS", "Preferences"]
+
+_FRACTIONS = {"training": 0.55, "selection": 0.15, "gold": 0.30}
+_TEST_SHARE = 0.3
+"""Of the gold split's pairs: held out of the gold model's training; they measure its accuracy and give the test prompts."""
+_LEAST = 60
+
+
+class Preferences:
+    """Comparisons from files; the members are those of `tasks.task.Task`."""
+
+    learned_gold = True
+    eval_splits: tuple[str, ...] = ()
+
+    def __init__(self, name: str, data: Any, formats: str) -> None:
+        self.name = name
+        self.description = f"real comparisons from {data.path}"
+        self._data = data
+        if not data.path:
+            raise InputError(
+                "no preference file is named", where="command line", field="data.path",
+                remedy=f"trueline study {name} data.path=FILE.jsonl",
+            )  # fmt: skip
+        loaded = load_pairs(
+            data.path, format=formats if data.format == "auto" else data.format,
+            on_bad_row="drop" if name == "hh-rlhf" else data.on_bad_row, limit=data.limit or None,
+        )  # fmt: skip
+        self.check = loaded.check
+        parts = partition(loaded.pairs, _FRACTIONS, salt="trueline")
+        self._parts = {key: [p for p in parts.get(key, []) if p.chosen != p.rejected] for key in _FRACTIONS}
+        if len(loaded.pairs) < _LEAST:
+            raise InputError(
+                f"{len(loaded.pairs)} usable pairs", where=str(data.path), field="rows",
+                remedy=f"a study needs at least {_LEAST}: a judge of its own is trained on part of them",
+            )  # fmt: skip
+
+    @cached_property
+    def _test_pairs(self) -> list[Pair]:
+        gold = self._parts["gold"]
+        return gold[: max(1, round(_TEST_SHARE * len(gold)))]
+
+    def texts(self) -> list[str]:
+        texts = []
+        for pair in self._parts["training"]:
+            texts += [m.content for m in pair.prompt.messages] + [pair.chosen, pair.rejected]
+        return texts
+
+    def prompts(self, split: str) -> list[Prompt]:
+        source = {"train": "training", "selection": "selection"}.get(split)
+        pairs = self._test_pairs if source is None else self._parts[source]
+        unique = list({p.prompt.id: p.prompt for p in pairs}.values())
+        order = generator(0, f"preferences/{split}").permutation(len(unique))
+        return [unique[i] for i in order]
+
+    def demonstrations(self, seed: int) -> list[Demonstration]:
+        # Either side: SFT learns to talk like the file, and what is better is left to the methods that are compared.
+        rng = generator(seed, "preferences/demonstrations")
+        out = []
+        for pair in self._parts["training"]:
+            out.append(Demonstration(pair.prompt, pair.chosen if rng.random() < 0.5 else pair.rejected))
+            out += _earlier_turns(pair.prompt)
+        return out
+
+    def pairs(self, seed: int, sample: Sampler) -> PairSources:
+        order = generator(seed, "preferences/pairs").permutation(len(self._parts["training"]))
+        return PairSources([self._parts["training"][i] for i in order], self._parts["selection"], self._parts["gold"])
+
+    def judge(self, prompt: Prompt, response: str) -> Judgement:
+        raise InputError(
+            "this task has no embedded judge", where="settings", field="study.feedback", remedy="use study.feedback=learned"
+        )
+
+    def signature(self, prompt: Prompt, response: str) -> str | None:
+        return None
+
+    def behaviour(self, prompt: Prompt, response: str) -> str | None:
+        return None
+
+    def threats(self) -> list[str]:
+        return [
+            "Gold is itself a learned model: trained on a split that no arm sees, but of the same family and size as the "
+            "reward model, so it can share its errors. Its accuracy on held-out comparisons bounds what may be claimed.",
+            "Without model.path the policy is small and was trained from nothing on this file's own dialogues.",
+            "Checkpoints are selected with a judge learned on the selection split alone.",
+        ]
+
+    def describe(self) -> Mapping[str, object]:
+        counts = {key: len(pairs) for key, pairs in self._parts.items()} | {"test_prompts": len(self.prompts("test"))}
+        return {"pairs": counts, "format": self.check.format, "rows": self.check.rows, "quirks": dict(self.check.counts)}
+
+
+def _earlier_turns(prompt: Prompt) -> Sequence[Demonstration]:
+    """The assistant's earlier turns, each with the turns before it: more text to learn the language from."""
+    out = []
+    for index, message in enumerate(prompt.messages):
+        if message.role == "assistant" and index > 0:
+            out.append(Demonstration(Prompt(prompt.messages[:index]), message.content))
+    return out
+
+
+TASKS = {
+    "hh-rlhf": lambda sections: Preferences("hh-rlhf", sections["data"], "hh-rlhf"),
+    "pairs": lambda sections: Preferences("pairs", sections["data"], "auto"),
+}

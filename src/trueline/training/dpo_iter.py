@@ -1,0 +1,142 @@
+"""Iterated DPO: sample from the present policy, label best against worst, train on those pairs, sample again.
+
+`sync_every` is one axis from offline to online: with as many updates as the whole run it is one round of on-policy DPO,
+with 1 it is online DPO (Guo et al. 2024, arXiv 2402.04792; Lanchantin et al. 2025, arXiv 2506.21495).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+
+from trueline.config import Section
+from trueline.data.batches import Tokenized
+from trueline.models.fingerprints import fingerprint
+from trueline.training.feedback import reward_source
+from trueline.runs.checkpoint import ModuleState, OptimizerState
+from trueline.seeds import permutation, uniforms
+from trueline.training.dpo import PairItem, pair_step, reference_logprobs, start_gate
+from trueline.training.policies import load_policy, save_policy
+from trueline.training.stage import Stage
+from trueline.training.step import make_optimizer
+
+__all__ = ["Config", "train"]
+
+
+class Config(Section):
+    """`dpo_iter.*`"""
+
+    beta: float = Field(0.1, gt=0, description="as in DPO")
+    rounds: int = Field(4, ge=1, description="how often the policy is sampled and labelled anew")
+    sync_every: int = Field(32, ge=1, description="optimiser steps between two samplings; 1 is online DPO")
+    passes: float = Field(2.0, ge=1, description="how often each fresh pair is trained on before the next sampling")
+    batch_size: int = Field(64, ge=1, description="pairs per optimiser step")
+    samples_per_prompt: int = Field(6, ge=2, description="responses per prompt; the best and the worst make the pair")
+    learning_rate: float = Field(1e-6, gt=0, description="learning rate")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 is off")
+    nll_coef: float = Field(0.0, ge=0, description="weight of -log pi(chosen) per token; 0 is off", json_schema_extra={"off": 0.0})
+    reference: Literal["sft", "refresh"] = Field("refresh", description="refresh: each round's reference is its start")
+    feedback: Literal["learned", "gold"] = Field("learned", description="who labels; gold calls count as labels")
+
+
+class Round:
+    """The labelled pairs of the round that is running: part of every checkpoint."""
+
+    def __init__(self) -> None:
+        self.items: list[PairItem] = []
+        self.margin = 0.0
+
+    def state(self):
+        rows = [[i.chosen.prompt, i.chosen.response, i.rejected.response, i.ref_chosen, i.ref_rejected] for i in self.items]
+        return {}, {"items": rows, "margin": self.margin}
+
+    def load(self, state) -> None:
+        self.margin = state[1]["margin"]
+        self.items = [
+            PairItem(Tokenized(tuple(p), tuple(c)), Tokenized(tuple(p), tuple(r)), rc, rr)
+            for p, c, r, rc, rr in state[1]["items"]
+        ]
+
+
+def objective(config: Config) -> str:
+    """The effective objective in one line."""
+    who = "the learned reward model" if config.feedback == "learned" else "the gold judge (counted as labels)"
+    reference = "each round's start" if config.reference == "refresh" else "SFT, fixed"
+    return (
+        f"DPO-Iter: {config.rounds} rounds of {config.sync_every} DPO steps (beta {config.beta:g}, lr {config.learning_rate:g}) on best against "
+        f"worst of {config.samples_per_prompt} fresh samples, labelled by {who}; reference: {reference}"
+    )
+
+
+def train(config: Config, stage: Stage) -> None:
+    """Train from SFT and save `model/`. Needs `inputs["sft"]`, and `inputs["reward"]` for learned feedback."""
+    # 1. Policy, reference, labeller.
+    policy, reference = load_policy(stage, "sft"), load_policy(stage, "sft")
+    label = reward_source(stage, config.feedback)
+    optimizer = make_optimizer(policy, config.learning_rate)
+    current = Round()
+    registry = {
+        "policy": ModuleState(policy), "reference": ModuleState(reference), "optimizer": OptimizerState(optimizer), "round": current,
+    }  # fmt: skip
+    total = stage.total_steps(config.rounds * config.sync_every)
+    step = stage.begin(registry, objective(config))
+    # 2. The loop over rounds, and over steps within one.
+    while stage.may_step(step, total):
+        number, within = divmod(step, config.sync_every)
+        if within == 0:
+            if config.reference == "refresh":
+                reference.load_state_dict(policy.state_dict())
+            _sample_and_label(config, stage, number, policy, reference, label, current)
+        if not current.items:
+            break  # every prompt's samples were scored alike: there is nothing left to learn from this labeller
+        picked = _rows(config, stage, number, within, len(current.items))
+        gate = within == 0 and fingerprint(policy) == fingerprint(reference)
+        metrics = pair_step(config, stage, policy, optimizer, [current.items[i] for i in picked], config.learning_rate)
+        if gate:
+            start_gate(metrics)
+        metrics |= {"round": number, "label_margin": current.margin, "pairs": len(current.items)}
+        stage.end_step(step, total, metrics, policy)
+        step += 1
+    # 3. What it leaves.
+    save_policy(stage, policy)
+    stage.finish(steps=step)
+
+
+def _rows(config: Config, stage: Stage, number: int, within: int, count: int) -> list[int]:
+    start = within * config.batch_size
+    order = [permutation(stage.seed, f"dpo-iter/{number}", p, count) for p in range(start // count, (start + config.batch_size) // count + 1)]
+    flat = [int(i) for part in order for i in part]
+    offset = start - (start // count) * count
+    return flat[offset : offset + config.batch_size]
+
+
+def _sample_and_label(config: Config, stage: Stage, number: int, policy, reference, label, current: Round) -> None:
+    """Fresh prompts, n samples each, best against worst; prompts whose samples tie are left out."""
+    n = config.samples_per_prompt
+    wanted = max(1, round(config.sync_every * config.batch_size / config.passes))
+    prompts = stage.task.prompts("train")
+    order = permutation(stage.seed, "dpo-iter/prompts", 0, len(prompts))
+    chosen = [prompts[order[(number * wanted + i) % len(prompts)]] for i in range(wanted)]
+    ids = [stage.prompt_ids(p) for p in chosen for _ in range(n)]
+    limit = stage.limits.max_new_tokens
+    draws = uniforms(stage.seed, "dpo-iter/rollout", number, range(len(ids)), limit)
+    rollout = stage.engine(policy).generate(ids, draws, max_new_tokens=limit, sampling=stage.sampling)
+    stage.meter.sample(policy.parameter_count, sum(map(len, ids)), rollout.sampled_tokens)
+    stage.meter.prompts += wanted
+    # A response that was cut off by the length limit is never the better one.
+    scores = label([p for p in chosen for _ in range(n)], rollout)
+    scores = torch.where(rollout.ended, scores, scores.min() - 1.0).view(wanted, n)
+    best, worst = scores.argmax(1).tolist(), scores.argmin(1).tolist()
+    responses = rollout.responses()
+    items, margin = [], 0.0
+    for row in range(wanted):
+        if scores[row, best[row]] > scores[row, worst[row]]:
+            prompt = ids[row * n]
+            winner, loser = responses[row * n + best[row]], responses[row * n + worst[row]]
+            if winner != loser:
+                items.append(PairItem(Tokenized(prompt, tuple(winner)), Tokenized(prompt, tuple(loser))))
+                margin += float(scores[row, best[row]] - scores[row, worst[row]])
+    current.items = reference_logprobs(stage, reference, items) if items else []
+    current.margin = margin / max(1, len(items))

@@ -1,0 +1,145 @@
+"""From prompts to experience, shared by the methods that learn from their own samples: sample, score, re-score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trueline.algorithms.divergence import kl_k1, kl_k3
+from trueline.algorithms.logprobs import sequence_logprobs
+from trueline.data.batches import micro_batches
+from trueline.errors import NumericsError
+from trueline.models.decoder import Decoder
+from trueline.models.scoring import exact_kl, response_logprobs
+from trueline.rollout.engine import Rollout
+from trueline.seeds import permutation, uniforms
+from trueline.training.feedback import Score
+from trueline.training.stage import Stage
+
+__all__ = ["Experience", "collect", "kl_metrics", "over_rows", "rescore"]
+
+_PROBE_ROWS = 64
+"""Rows that the full-vocabulary KL and, under a moving reference, the KL to SFT are measured on."""
+
+
+@dataclass(frozen=True)
+class Experience:
+    """One batch of samples with what is known of them before the update; all [B, T] unless said.
+
+    old_logprobs are recomputed by the trainer; ref_logprobs are of the present reference; scores [B] are clipped and
+    zero where the response did not end by itself; entropies are those of the sampling policy.
+    """
+
+    rollout: Rollout
+    old_logprobs: Tensor
+    ref_logprobs: Tensor
+    entropies: Tensor
+    scores: Tensor
+    raw_scores: Tensor
+    clipped: float
+
+
+def over_rows(stage: Stage, rollout: Rollout, function: Callable[[Tensor, Tensor], Tensor], token_limit: int) -> Tensor:
+    """`function(tokens, response_mask)` -> [b, t] over groups of rows of similar length, put together as [B, T]."""
+    out = torch.zeros(rollout.tokens.shape, device=rollout.tokens.device)
+    for group in micro_batches(rollout.lengths.tolist(), token_limit):
+        rows = torch.from_numpy(group).to(rollout.tokens.device)
+        width = int(rollout.lengths[rows].max())
+        values = function(rollout.tokens[rows, :width], rollout.response_mask[rows, :width])
+        out[rows[:, None], torch.arange(width, device=out.device)] = values.float()
+    return out
+
+
+@torch.no_grad()
+def rescore(stage: Stage, model: Decoder, rollout: Rollout) -> Tensor:
+    """Log-probs of the sampled responses under `model`, [B, T]."""
+    limit = 2 * stage.limits.micro_tokens
+    stage.meter.forward(model.parameter_count, int(rollout.lengths.sum()))
+    return over_rows(stage, rollout, lambda t, m: response_logprobs(model, t, m, stage.sampling)[0], limit)
+
+
+@torch.no_grad()
+def collect(
+    stage: Stage, policy: Decoder, reference: Decoder, score: Score, *,
+    iteration: int, prompts: int, samples_per_prompt: int, reward_scale: float, reward_clip: float,
+) -> Experience:  # fmt: skip
+    """Sample `samples_per_prompt` responses to each of the next `prompts` prompts and score them.
+
+    Rows of one prompt are consecutive. Raises NumericsError where the engine's log-probs and the trainer's differ by
+    more than 1e-4 (fp32): sampling and scoring would not be the same distribution.
+    """
+    # 1. Sample.
+    pool = stage.task.prompts("train")
+    wanted = [pool[i] for i in _prompt_rows(stage.seed, iteration, prompts, len(pool))]
+    asked = [p for p in wanted for _ in range(samples_per_prompt)]
+    ids = [stage.prompt_ids(p) for p in asked]
+    limit = stage.limits.max_new_tokens
+    draws = uniforms(stage.seed, f"{stage.method}/rollout", iteration, range(len(ids)), limit)
+    rollout = stage.engine(policy).generate(ids, draws, max_new_tokens=limit, sampling=stage.sampling)
+    stage.meter.sample(policy.parameter_count, sum(map(len, ids)), rollout.sampled_tokens)
+    stage.meter.prompts += prompts
+    # 2. Score: raw, then scaled and clipped, and only where the response ended by itself.
+    raw = score(asked, rollout)
+    scaled = raw * reward_scale
+    scores = torch.where(rollout.ended, scaled.clamp(-reward_clip, reward_clip), 0.0)
+    # 3. Re-score under the policy as the trainer sees it, and under the reference.
+    entropies = torch.zeros_like(rollout.logprobs)
+    old = torch.zeros_like(rollout.logprobs)
+    for group in micro_batches(rollout.lengths.tolist(), 2 * stage.limits.micro_tokens):
+        rows = torch.from_numpy(group).to(old.device)
+        width = int(rollout.lengths[rows].max())
+        tokens, mask = rollout.tokens[rows, :width], rollout.response_mask[rows, :width]
+        logprobs, entropy = response_logprobs(policy, tokens, mask, stage.sampling, entropy=True)
+        columns = torch.arange(width, device=old.device)
+        old[rows[:, None], columns], entropies[rows[:, None], columns] = logprobs, entropy
+    stage.meter.forward(policy.parameter_count, int(rollout.lengths.sum()))
+    gap = float((old - rollout.logprobs).abs().max())
+    if policy.head.weight.dtype == torch.float32 and gap > 1e-4:
+        raise NumericsError(
+            f"{stage.method} step {iteration}: sampled and recomputed log-probs differ by {gap:.2e} (1e-4 allowed); "
+            "the engine's weights or masks are not the trainer's"
+        )
+    clipped = float((scaled.abs() > reward_clip).float().mean())
+    return Experience(rollout, old, rescore(stage, reference, rollout), entropies, scores, raw, clipped)
+
+
+def _prompt_rows(seed: int, iteration: int, count: int, pool: int) -> list[int]:
+    rows: list[int] = []
+    position = iteration * count
+    while len(rows) < count:
+        epoch, offset = divmod(position + len(rows), pool)
+        rows += permutation(seed, "prompts", epoch, pool)[offset : offset + count - len(rows)].tolist()
+    return rows
+
+
+@torch.no_grad()
+def kl_metrics(stage: Stage, policy: Decoder, sft: Decoder, reference_moves: bool, exp: Experience) -> dict[str, float]:
+    """What a step says of its samples. `objective/kl` is the mean sequence log-ratio to the **original SFT** (k1) and
+    `objective/kl_k3` beside it; `objective/kl_exact` the same quantity with each step's full-vocabulary KL."""
+    rollout, mask = exp.rollout, exp.rollout.response_mask
+    rows = torch.arange(min(_PROBE_ROWS, len(rollout)), device=mask.device)
+    probe = rollout.select(rows)
+    if reference_moves:
+        old, against, probed_mask = exp.old_logprobs[rows, : probe.tokens.shape[1]], rescore(stage, sft, probe), probe.response_mask
+    else:
+        old, against, probed_mask = exp.old_logprobs, exp.ref_logprobs, mask
+    exact = exact_kl(policy, sft, probe.tokens, probe.response_mask, stage.sampling)
+    stage.meter.forward(policy.parameter_count + sft.parameter_count, int(probe.lengths.sum()))
+    lengths = rollout.response_lengths.float()
+    count = int(mask.sum())
+    return {
+        "objective/kl": float(sequence_logprobs(kl_k1(old, against), probed_mask).mean()),
+        "objective/kl_k3": float(sequence_logprobs(kl_k3(old, against), probed_mask).mean()),
+        "objective/kl_exact": float(exact.sum() / len(probe)),
+        "objective/kl_reference": float(sequence_logprobs(kl_k1(exp.old_logprobs, exp.ref_logprobs), mask).mean()),
+        "objective/entropy": float(exp.entropies.sum() / count),
+        "objective/scores": float(exp.raw_scores.mean()),
+        "objective/scores_std": float(exp.raw_scores.std()),
+        "objective/scores_clipped": exp.clipped,
+        "objective/engine_gap": float((exp.old_logprobs - rollout.logprobs).abs().max()),
+        "val/num_eos_tokens": int(rollout.ended.sum()),
+        "val/length": float(lengths.mean()),
+    }

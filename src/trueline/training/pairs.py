@@ -1,0 +1,66 @@
+"""The comparisons of one seed as a stage: drawn once, written to `pairs.jsonl`, read by every learner of that seed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from trueline.config import Section
+from trueline.runs.cell import read_jsonl, write_jsonl
+from trueline.seeds import uniforms
+from trueline.tasks.task import PairSources
+from trueline.training.policies import load_policy
+from trueline.training.stage import Stage
+from trueline.types import Message, Pair, Prompt
+
+__all__ = ["Config", "read_pairs", "train"]
+
+
+class Config(Section):
+    """No settings of its own: the pairs are the task's (`world.*`, `data.*`)."""
+
+
+def objective(config: Config) -> str:
+    """What this stage does in one line."""
+    return "pairs: draw two responses per prompt from the task's sources and label them"
+
+
+def train(config: Config, stage: Stage) -> None:
+    """Write `pairs.jsonl`. Needs `inputs["sft"]`: a task may draw responses from the SFT policy."""
+    policy = load_policy(stage, "sft")
+    stage.begin({}, objective(config))
+
+    def sample(prompts: Sequence[Prompt], n: int, purpose: str) -> list[list[str]]:
+        ids = [stage.prompt_ids(p) for p in prompts for _ in range(n)]
+        limit = stage.limits.max_new_tokens
+        draws = uniforms(stage.seed, purpose, 0, range(len(ids)), limit)
+        rollout = stage.engine(policy).generate(ids, draws, max_new_tokens=limit, sampling=stage.sampling)
+        stage.meter.sample(policy.parameter_count, sum(map(len, ids)), rollout.sampled_tokens)
+        texts = [stage.tokenizer.decode(response) for response in rollout.responses()]
+        return [texts[i : i + n] for i in range(0, len(texts), n)]
+
+    sources = stage.task.pairs(stage.seed, sample)
+    stage.meter.labels += len(sources.training)
+    rows = []
+    for part in ("training", "selection", "gold"):
+        rows += [_row(part, pair) for pair in getattr(sources, part)]
+    write_jsonl(stage.cell / "pairs.jsonl", rows)
+    stage.finish(pairs=len(sources.training))
+
+
+def read_pairs(cell: Path) -> PairSources:
+    """The pairs that the stage in `cell` wrote."""
+    parts: dict[str, list[Pair]] = {"training": [], "selection": [], "gold": []}
+    for row in read_jsonl(cell / "pairs.jsonl"):
+        messages = tuple(Message(m["role"], m["content"]) for m in row["prompt"])
+        prompt = Prompt(messages, row["kind"], row["meta"])
+        parts[row["part"]].append(Pair(prompt, row["chosen"], row["rejected"]))
+    return PairSources(**parts)
+
+
+def _row(part: str, pair: Pair) -> dict:
+    messages = [{"role": m.role, "content": m.content} for m in pair.prompt.messages]
+    return {
+        "part": part, "prompt": messages, "kind": pair.prompt.kind, "meta": dict(pair.prompt.meta),
+        "chosen": pair.chosen, "rejected": pair.rejected,
+    }  # fmt: skip

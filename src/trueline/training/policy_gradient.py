@@ -1,0 +1,107 @@
+"""The clipped policy update of one batch of experience, given its advantages: PPO's and the critic-free methods' own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trueline.algorithms.masking import masked_sum
+from trueline.algorithms.ppo import approx_kl, clip_fraction, clipped_policy_loss
+from trueline.data.batches import micro_batches
+from trueline.errors import NumericsError
+from trueline.models.decoder import Decoder
+from trueline.models.scoring import response_logprobs
+from trueline.seeds import permutation
+from trueline.training.experience import Experience
+from trueline.training.stage import Stage
+from trueline.training.step import optimize
+
+__all__ = ["UpdateSettings", "groups_of", "mean_metrics", "minibatches", "update_policy"]
+
+
+@dataclass(frozen=True)
+class UpdateSettings:
+    """What the clipped update needs to know."""
+
+    clip_range: float
+    entropy_coef: float
+    ratio_stop: float
+    max_grad_norm: float
+    learning_rate: float
+
+
+def minibatches(stage: Stage, iteration: int, epoch: int, rows: int, count: int) -> list[Tensor]:
+    """The rows of a batch, shuffled, in `count` parts."""
+    order = torch.from_numpy(permutation(stage.seed, f"{stage.method}/minibatches/{epoch}", iteration, rows))
+    return [part.to(stage.device) for part in order.tensor_split(count)]
+
+
+def groups_of(stage: Stage, exp: Experience, rows: Tensor) -> list[Tensor]:
+    """A minibatch in micro-batches of similar length."""
+    lengths = exp.rollout.lengths[rows].tolist()
+    return [rows[torch.from_numpy(g).to(rows.device)] for g in micro_batches(lengths, stage.limits.micro_tokens)]
+
+
+def update_policy(
+    stage: Stage, policy: Decoder, optimizer, exp: Experience, advantages: Tensor, rows: Tensor,
+    settings: UpdateSettings, *, first: bool, after: Callable[[], None] = lambda: None,
+) -> dict[str, float]:  # fmt: skip
+    """One optimiser step on the minibatch `rows`; `advantages` [B, T]. `after` runs when the step was applied.
+
+    The minibatch's mean ratio is watched: over `ratio_stop` the step is not applied. At the first minibatch of a batch
+    the ratio must be 1 within 1e-6 (NumericsError): nothing has been updated yet.
+    """
+    rollout = exp.rollout
+    count = int(rollout.response_mask[rows].sum())
+    sums = dict.fromkeys(("policy/loss", "policy/clipfrac", "policy/approx_kl", "policy/ratio", "policy/entropy"), 0.0)
+
+    def loss_of(group: Tensor) -> Tensor:
+        width = int(rollout.lengths[group].max())
+        mask = rollout.response_mask[group, :width]
+        logprobs, entropies = response_logprobs(
+            policy, rollout.tokens[group, :width], mask, stage.sampling, entropy=settings.entropy_coef > 0
+        )
+        old, advantage = exp.old_logprobs[group, :width], advantages[group, :width]
+        losses = clipped_policy_loss(logprobs, old, advantage, clip_range=settings.clip_range)
+        loss = masked_sum(losses, mask) / count
+        with torch.no_grad():
+            held = logprobs.detach()
+            sums["policy/loss"] += float(loss)
+            sums["policy/clipfrac"] += float(masked_sum(clip_fraction(held, old, advantage, clip_range=settings.clip_range), mask)) / count
+            sums["policy/approx_kl"] += float(masked_sum(approx_kl(held, old), mask)) / count
+            sums["policy/ratio"] += float(masked_sum((held - old).exp(), mask)) / count
+        if settings.entropy_coef > 0:
+            bonus = masked_sum(entropies, mask) / count
+            sums["policy/entropy"] += float(bonus)
+            loss = loss - settings.entropy_coef * bonus
+        return loss
+
+    def accept() -> bool:
+        if first and abs(sums["policy/ratio"] - 1.0) > 1e-6:
+            raise NumericsError(
+                f"start gate: the mean ratio of the first minibatch is {sums['policy/ratio']:.8f}, not 1; the policy "
+                "that is trained does not score like the one that sampled"
+            )
+        return sums["policy/ratio"] <= settings.ratio_stop
+
+    result = optimize(
+        policy, optimizer, groups_of(stage, exp, rows), loss_of, learning_rate=settings.learning_rate,
+        max_grad_norm=settings.max_grad_norm, what=f"{stage.method} seed {stage.seed}", accept=accept,
+    )  # fmt: skip
+    stage.meter.train(policy.parameter_count, int(rollout.lengths[rows].sum()))
+    stopped = sums["policy/ratio"] > settings.ratio_stop
+    if not stopped:
+        after()
+    if settings.entropy_coef == 0:
+        del sums["policy/entropy"]
+    return {**sums, "loss": result.loss, "policy/grad_norm": result.grad_norm, "policy/ratio_stopped": float(stopped)}
+
+
+def mean_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
+    """The mean of each metric over the minibatches of a step."""
+    return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
+
+

@@ -1,0 +1,226 @@
+"""Proximal policy optimisation with a critic: the paper's recipe, each key of it a switch.
+
+The three keys of Xu et al. 2024 (arXiv 2404.10719, section 5): advantage normalisation over the whole batch, a large
+batch, and a reference that follows the policy as an exponential moving average.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from trueline.algorithms.advantages import gae, shape_rewards
+from trueline.algorithms.averaging import RunningMoments, ema_update_
+from trueline.algorithms.controllers import AdaptiveKL, FixedKL
+from trueline.algorithms.masking import masked_mean, masked_sum, normalize
+from trueline.algorithms.ppo import clipped_value_loss, explained_variance
+from trueline.config import Section
+from trueline.models.decoder import Decoder
+from trueline.models.fingerprints import fingerprint
+from trueline.models.heads import ScalarModel, last_values, scalar_from
+from trueline.runs.checkpoint import ModuleState, OptimizerState
+from trueline.training.experience import Experience, collect, kl_metrics, over_rows
+from trueline.training.feedback import reward_source
+from trueline.training.policies import load_policy, load_reward_model, save_critic, save_policy
+from trueline.training.policy_gradient import UpdateSettings, groups_of, mean_metrics, minibatches, update_policy
+from trueline.training.stage import Stage
+from trueline.training.step import learning_rate_at, make_optimizer, optimize
+
+__all__ = ["Config", "train"]
+
+
+class Config(Section):
+    """`ppo.*`"""
+
+    steps: int = Field(100, ge=1, description="batches of experience")
+    batch_size: int = Field(512, ge=2, description="responses per batch of experience", json_schema_extra={"off": 64})
+    minibatches: int = Field(4, ge=1, description="optimiser steps a batch is split into, per epoch")
+    epochs: int = Field(1, ge=1, description="passes over a batch")
+    samples_per_prompt: int = Field(1, ge=1, description="responses to each prompt of a batch")
+    learning_rate: float = Field(1e-5, gt=0, description="of the policy")
+    critic_learning_rate: float = Field(5e-6, gt=0, description="of the critic")
+    warmup_steps: int = Field(0, ge=0, description="batches of linear learning-rate warm-up")
+    critic_warmup: int = Field(1, ge=0, description="first batches on which the critic alone is trained")
+    critic_from: Literal["reward", "policy"] = Field("reward", description="what the critic starts from")
+    kl_coef: float = Field(0.1, ge=0, description="weight of the k1 KL to the reference in the token rewards", json_schema_extra={"off": 0.0})
+    kl_target: float = Field(0.0, ge=0, description="sequence KL that an adaptive coefficient aims at; 0: fixed")
+    ema_eta: float = Field(
+        0.001, ge=0, le=1, description="moving reference: ref <- eta policy + (1 - eta) ref after each step; 0 is off",
+        json_schema_extra={"off": 0.0},
+    )  # fmt: skip
+    advantage_norm: bool = Field(True, description="standardise advantages over the whole batch", json_schema_extra={"off": False})
+    value_norm: bool = Field(True, description="running normalisation of returns", json_schema_extra={"off": False})
+    clip_range: float = Field(0.2, gt=0, description="of the ratio")
+    value_clip: float = Field(0.2, ge=0, description="of the value's move; 0 is off", json_schema_extra={"off": 0.0})
+    gamma: float = Field(1.0, gt=0, le=1, description="discount")
+    gae_lambda: float = Field(1.0, ge=0, le=1, description="of generalised advantage estimation")
+    reward_scale: float = Field(1.0, gt=0, description="multiplies the standardised score")
+    reward_clip: float = Field(20.0, gt=0, description="scores are clipped to plus and minus this")
+    entropy_coef: float = Field(0.0, ge=0, description="weight of an entropy bonus")
+    ratio_stop: float = Field(5.0, gt=1, description="a minibatch whose mean ratio is above this is skipped")
+    max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip of each network; 0 is off")
+    reference: Literal["sft", "start"] = Field("sft", description="what the KL is taken to where the start is not SFT")
+    feedback: Literal["learned", "gold"] = Field("learned", description="who scores; gold calls count as labels")
+
+
+def objective(config: Config) -> str:
+    """The effective objective in one line."""
+    kl = f"{config.kl_coef:g} KL(k1)" + (f", adaptive to {config.kl_target:g} nats" if config.kl_target else "")
+    reference = f"EMA {config.ema_eta:g} of the policy" if config.ema_eta else "fixed"
+    norm = "normalised over the batch" if config.advantage_norm else "raw"
+    return (
+        f"PPO: maximise score ({config.feedback}, x{config.reward_scale:g}, clip {config.reward_clip:g}) - {kl} in the token rewards; reference: "
+        f"{config.reference}, {reference}; advantages {norm}; batch {config.batch_size} in {config.minibatches} minibatches x {config.epochs}; "
+        f"critic from {config.critic_from}; lr {config.learning_rate:g} / {config.critic_learning_rate:g}"
+    )
+
+
+def train(config: Config, stage: Stage) -> None:
+    """Train from `inputs["start"]` (SFT where there is none) and save `model/` and `critic/`.
+
+    Needs `inputs["sft"]`, and `inputs["reward"]` for a learned score or a critic that starts from it.
+    """
+    # 1. Four models: policy, critic, reference, reward model; and the original SFT that the KL is reported against.
+    start = "start" if "start" in stage.inputs else "sft"
+    policy, sft = load_policy(stage, start), load_policy(stage, "sft")
+    reference = load_policy(stage, "sft" if config.reference == "sft" else start)
+    score = reward_source(stage, config.feedback)
+    critic = _critic(config, stage, policy)
+    # 2. Everything that changes while training, registered.
+    optimizer = make_optimizer(policy, config.learning_rate)
+    critic_optimizer = make_optimizer(critic, config.critic_learning_rate)
+    moments = RunningMoments()
+    controller = AdaptiveKL(config.kl_coef, config.kl_target, 10000.0) if config.kl_target else FixedKL(config.kl_coef)
+    registry = {
+        "policy": ModuleState(policy), "critic": ModuleState(critic), "reference": ModuleState(reference),
+        "optimizer": OptimizerState(optimizer), "critic_optimizer": OptimizerState(critic_optimizer),
+        "moments": moments, "controller": controller,
+    }  # fmt: skip
+    total = stage.total_steps(config.steps)
+    same = fingerprint(policy) == fingerprint(reference)
+    step = stage.begin(registry, objective(config))
+    # 3. The loop: sample and score, shape and estimate, update.
+    while stage.may_step(step, total):
+        prompts = max(1, config.batch_size // config.samples_per_prompt)
+        exp = collect(
+            stage, policy, reference, score, iteration=step, prompts=prompts, samples_per_prompt=config.samples_per_prompt,
+            reward_scale=config.reward_scale, reward_clip=config.reward_clip,
+        )  # fmt: skip
+        metrics = kl_metrics(stage, policy, sft, config.ema_eta > 0 or config.reference != "sft", exp)
+        if step == 0 and same:
+            _kl_gate(metrics)
+        advantages, returns, values, more = _estimate(config, stage, critic, moments, controller.coef, exp)
+        metrics |= more | _update(config, stage, policy, critic, reference, (optimizer, critic_optimizer),
+                                  exp, advantages, returns, values, step, total)  # fmt: skip
+        controller.update(metrics["objective/kl_reference"], len(exp.rollout))
+        metrics["objective/kl_coef"] = controller.coef
+        stage.end_step(step, total, metrics, policy)
+        step += 1
+    # 4. What it leaves.
+    save_policy(stage, policy)
+    save_critic(stage, critic)
+    stage.finish(steps=step)
+
+
+def _critic(config: Config, stage: Stage, policy: Decoder) -> ScalarModel:
+    """A critic of its own. From the reward model it keeps the head, moved to the standardised scale of the scores."""
+    if config.critic_from == "policy":
+        return scalar_from(policy, bias=True).to(stage.device)
+    source, calibration = load_reward_model(stage)
+    critic = scalar_from(source, bias=True, keep_head=True).to(stage.device)
+    scale = config.reward_scale / max(calibration["std"], 1e-6)
+    with torch.no_grad():
+        critic.score.weight.mul_(scale)
+        critic.score.bias.fill_(-calibration["mean"] * scale)
+    return critic
+
+
+def _kl_gate(metrics: dict[str, float]) -> None:
+    from trueline.errors import NumericsError
+
+    if abs(metrics["objective/kl_reference"]) > 1e-3:
+        raise NumericsError(
+            f"start gate: KL to the reference is {metrics['objective/kl_reference']:.6f} at the first step, though policy and "
+            "reference are the same model"
+        )
+
+
+@torch.no_grad()
+def _estimate(config: Config, stage: Stage, critic: ScalarModel, moments: RunningMoments, kl_coef: float, exp: Experience):
+    """Token rewards, values, advantages and returns of a batch. Values are the critic's before each response token, in
+    the normalised space that it is trained in; the estimates themselves are made in reward units."""
+    rollout, mask = exp.rollout, exp.rollout.response_mask
+    outputs = over_rows(stage, rollout, lambda tokens, _: critic(tokens), 2 * stage.limits.micro_tokens)
+    stage.meter.forward(critic.parameter_count, int(rollout.lengths.sum()))
+    before = torch.cat((torch.zeros_like(outputs[:, :1]), outputs[:, :-1]), dim=1)  # value before the token at t
+    raw = moments.denormalize(before) if config.value_norm else before
+    after_last = last_values(outputs, rollout.lengths)
+    after_last = moments.denormalize(after_last) if config.value_norm else after_last
+    rewards = shape_rewards(exp.scores, exp.old_logprobs, exp.ref_logprobs, mask, kl_coef=kl_coef, scored=rollout.ended)
+    advantages, returns = gae(
+        rewards, raw, mask, gamma=config.gamma, lam=config.gae_lambda, bootstrap=torch.where(rollout.ended, 0.0, after_last)
+    )
+    metrics = {
+        "value/explained_variance": float(explained_variance(raw, returns, mask)),
+        "objective/returns": float(masked_mean(returns, mask)),
+        "advantages/mean": float(masked_mean(advantages, mask)),
+        "advantages/std": float(masked_mean(advantages.square(), mask).sqrt()),
+    }
+    if config.value_norm:
+        moments.update(returns, mask)
+        returns = moments.normalize(returns)
+    if config.advantage_norm:
+        advantages = normalize(advantages, mask)
+    return advantages, returns, before, metrics
+
+
+def _update(config: Config, stage: Stage, policy, critic, reference, optimizers, exp: Experience,
+            advantages: Tensor, returns: Tensor, values: Tensor, step: int, total: int) -> dict[str, float]:  # fmt: skip
+    optimizer, critic_optimizer = optimizers
+    schedule = {"total": total, "warmup": config.warmup_steps, "schedule": "constant"}
+    settings = UpdateSettings(
+        config.clip_range, config.entropy_coef, config.ratio_stop, config.max_grad_norm,
+        learning_rate_at(step, peak=config.learning_rate, **schedule),
+    )  # fmt: skip
+    critic_rate = learning_rate_at(step, peak=config.critic_learning_rate, **schedule)
+
+    def follow() -> None:
+        if config.ema_eta:
+            ema_update_(reference.parameters(), policy.parameters(), eta=config.ema_eta)
+
+    policy_rows, critic_rows = [], []
+    for epoch in range(config.epochs):
+        for number, rows in enumerate(minibatches(stage, step, epoch, len(exp.rollout), config.minibatches)):
+            if step >= config.critic_warmup:
+                first = epoch == 0 and number == 0
+                policy_rows.append(
+                    update_policy(stage, policy, optimizer, exp, advantages, rows, settings, first=first, after=follow)
+                )
+            critic_rows.append(_update_critic(config, stage, critic, critic_optimizer, exp, returns, values, rows, critic_rate))
+    critic_metrics = mean_metrics(critic_rows)
+    return {"loss": critic_metrics["value/loss"], **critic_metrics, **mean_metrics(policy_rows), "learning_rate": settings.learning_rate}
+
+
+def _update_critic(config: Config, stage: Stage, critic, optimizer, exp: Experience, returns, values, rows, learning_rate):
+    rollout = exp.rollout
+    count = int(rollout.response_mask[rows].sum())
+
+    def loss_of(group: Tensor) -> Tensor:
+        width = int(rollout.lengths[group].max())
+        mask = rollout.response_mask[group, :width]
+        outputs = critic(rollout.tokens[group, :width])
+        before = torch.cat((torch.zeros_like(outputs[:, :1]), outputs[:, :-1]), dim=1)
+        losses = clipped_value_loss(
+            before, values[group, :width], returns[group, :width], clip_range=config.value_clip or None
+        )
+        return masked_sum(losses, mask) / count
+
+    result = optimize(
+        critic, optimizer, groups_of(stage, exp, rows), loss_of, learning_rate=learning_rate,
+        max_grad_norm=config.max_grad_norm, what=f"critic seed {stage.seed}",
+    )  # fmt: skip
+    stage.meter.train(critic.parameter_count, int(rollout.lengths[rows].sum()))
+    return {"value/loss": result.loss, "value/grad_norm": result.grad_norm}

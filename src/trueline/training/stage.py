@@ -1,0 +1,178 @@
+"""What a training page is given besides its config: where to write, what came before, how far it may go.
+
+The page owns its loop; the stage owns the bookkeeping that all pages share (progress, metrics, checkpoints, resume,
+samples on the way, the budget).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trueline.data.batches import TokenBatch, Tokenized
+from trueline.data.chat import ChatTokenizer
+from trueline.models.decoder import Decoder
+from trueline.models.scoring import Sampling
+from trueline.rollout.native import NativeEngine
+from trueline.runs import checkpoint
+from trueline.runs.cell import Cell, write_json
+from trueline.runs.meter import BudgetMeter
+from trueline.seeds import uniforms
+from trueline.tasks.task import Task
+from trueline.types import Prompt
+
+__all__ = ["Limits", "Progress", "Stage"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report of a running stage, for the screen."""
+
+    cell: str
+    method: str
+    step: int
+    total: int
+    note: str = ""
+    sample: str = ""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits that are not the method's own: of lengths, of memory, of the budget, of steps."""
+
+    max_prompt_tokens: int
+    max_new_tokens: int
+    micro_tokens: int = 8192
+    budget_flops: float | None = None
+    max_steps: int | None = None
+    snapshots: int = 8
+
+
+@dataclass
+class Stage:
+    """One run of one page."""
+
+    method: str
+    seed: int
+    task: Task
+    cell: Cell
+    tokenizer: ChatTokenizer
+    limits: Limits
+    inputs: Mapping[str, Path] = field(default_factory=dict)
+    report: Callable[[Progress], None] = lambda progress: None
+    charged: tuple[str, ...] = ()
+    """Names of the inputs whose cost an evaluated arm is charged with."""
+    device: torch.device = torch.device("cpu")
+
+    def __post_init__(self) -> None:
+        self.meter = BudgetMeter(self.limits.budget_flops)
+        self.sampling = Sampling(forbidden=self.forbidden())
+        self._registry: dict[str, checkpoint.Stateful] = {}
+        self._clock = time.perf_counter()
+        self._paused = 0.0
+        self._watched: list[Prompt] = []
+
+    # tokens
+
+    def forbidden(self) -> torch.Tensor:
+        """The vocabulary mask of tokens that must not be sampled, applied to every log-prob alike."""
+        mask = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool, device=self.device)
+        mask[torch.tensor(self.tokenizer.forbidden_ids, dtype=torch.long)] = True
+        return mask
+
+    def tokenize(self, prompt: Prompt, response: str) -> Tokenized:
+        """Ids of a prompt and a complete response. A response past the limit loses its end, and its end token."""
+        ids = self.tokenizer.encode_response(response)[: self.limits.max_new_tokens]
+        return Tokenized(self.prompt_ids(prompt), tuple(ids))
+
+    def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
+        """Ids of a prompt; one that is longer than the limit loses its oldest part."""
+        return tuple(self.tokenizer.encode_prompt(prompt)[-self.limits.max_prompt_tokens :])
+
+    def engine(self, policy: Decoder) -> NativeEngine:
+        """A rollout engine that samples from `policy`."""
+        engine = NativeEngine(pad_id=self.tokenizer.pad_id, end_id=self.tokenizer.end_id)
+        engine.load_weights(policy, 0)
+        return engine
+
+    # life
+
+    def begin(self, registry: Mapping[str, checkpoint.Stateful], objective: str) -> int:
+        """Register what a checkpoint holds, say the objective, resume if there is something to resume; the next step."""
+        self._registry = {**registry, "meter": self.meter}
+        (self.cell / "objective.txt").write_text(objective + "\n", encoding="utf-8")
+        self.report(Progress(self.cell.directory.name, self.method, 0, 0, note=objective))
+        found = checkpoint.latest_step(self.cell.checkpoints)
+        self._clock = time.perf_counter()
+        if found is None:
+            self.cell.rewind(-1)
+            return 0
+        checkpoint.restore(self.cell.checkpoints, found, self._registry)
+        self.cell.rewind(found)
+        self._clock = time.perf_counter() - self.meter.seconds
+        return found
+
+    def total_steps(self, planned: int) -> int:
+        """The steps that are planned, cut by `train.max_steps`."""
+        return planned if self.limits.max_steps is None else min(planned, self.limits.max_steps)
+
+    def may_step(self, step: int, total: int) -> bool:
+        """Whether step number `step` (from 0) is within the plan and the budget."""
+        return step < total and self.meter.affords_another_step
+
+    def end_step(self, step: int, total: int, metrics: Mapping[str, float], policy: Decoder | None) -> None:
+        """Book a finished step: metrics, timings, progress; every total/snapshots steps a checkpoint with samples."""
+        self.meter.step_done()
+        self.meter.seconds = time.perf_counter() - self._clock - self._paused
+        done = step + 1
+        self.cell.log("metrics", {"step": done} | dict(metrics) | self._spent())
+        self.cell.log("timings", {"step": done, "seconds": round(self.meter.seconds, 4)})
+        last = not self.may_step(done, total)
+        note = " ".join(f"{name}={value:.3g}" for name, value in list(metrics.items())[:3])
+        sample = ""
+        if last or self._due(done, total):
+            began = time.perf_counter()
+            checkpoint.save(self.cell.checkpoints, done, self._registry)
+            sample = self._sample(policy, done) if policy is not None else ""
+            self._paused += time.perf_counter() - began
+        self.report(Progress(self.cell.directory.name, self.method, done, total, note, sample))
+
+    def _due(self, done: int, total: int) -> bool:
+        # Snapshots lie at total/n, 2 total/n, ... rounded; a plan of fewer steps has one at each.
+        n = min(self.limits.snapshots, total)
+        return n > 0 and (done * n) // total > ((done - 1) * n) // total
+
+    def _spent(self) -> dict[str, Any]:
+        m = self.meter
+        return {"spent/flops": m.flops, "spent/sampled_tokens": m.sampled_tokens, "spent/trained_tokens": m.trained_tokens}
+
+    def _sample(self, policy: Decoder, step: int) -> str:
+        """Sample a few fixed prompts, as every method does while it trains; returns the first response."""
+        if not self._watched:
+            self._watched = self.task.prompts("selection")[:4]
+        ids = [self.prompt_ids(p) for p in self._watched]
+        limit = self.limits.max_new_tokens
+        draws = uniforms(self.seed, "watch", 0, range(len(ids)), limit)
+        rollout = self.engine(policy).generate(ids, draws, max_new_tokens=limit, sampling=self.sampling)
+        texts = [self.tokenizer.decode(response) for response in rollout.responses()]
+        for prompt, text in zip(self._watched, texts):
+            row = {"step": step, "pick": "training", "prompt_id": prompt.id, "prompt": prompt.text, "response": text}
+            self.cell.log("samples", row)
+        return f"{self._watched[0].messages[-1].content} -> {texts[0]}"
+
+    def finish(self, **facts: Any) -> None:
+        """Write the cost and mark the cell as complete."""
+        cost = self.meter.cost()
+        write_json(self.cell / "cost.json", {"own": cost.as_dict()})
+        self.cell.finish(method=self.method, seed=self.seed, flops=self.meter.flops,
+                         stopped_by_budget=not self.meter.affords_another_step, **facts)  # fmt: skip
+
+
+def batch_on(batch: TokenBatch, stage: Stage) -> TokenBatch:
+    """The batch on the stage's device."""
+    return batch if stage.device.type == "cpu" else batch.to(stage.device)

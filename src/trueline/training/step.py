@@ -1,0 +1,83 @@
+"""The only place that calls backward: accumulate micro-batches, check, clip, step."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from trueline.errors import NumericsError
+
+__all__ = ["StepResult", "learning_rate_at", "make_optimizer", "optimize"]
+
+Micro = TypeVar("Micro")
+Schedule = Literal["constant", "linear", "cosine"]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """The loss of the whole batch and the gradient's norm before clipping."""
+
+    loss: float
+    grad_norm: float
+
+
+def make_optimizer(model: nn.Module, learning_rate: float, *, weight_decay: float = 0.0) -> torch.optim.AdamW:
+    """AdamW, betas 0.9 and 0.95 (the paper's engine), eps 1e-8."""
+    parameters = list(model.parameters())
+    return torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay, fused=True
+    )
+
+
+def learning_rate_at(step: int, *, peak: float, total: int, warmup: int, schedule: Schedule) -> float:
+    """The learning rate of step number `step` (from 0): a linear warm-up, then constant, or falling to a tenth at the
+    end linearly or along a cosine."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    if schedule == "constant":
+        return peak
+    share = min(1.0, (step - warmup) / max(1, total - warmup))
+    fall = share if schedule == "linear" else 0.5 * (1 - math.cos(math.pi * share))
+    return peak * (1 - 0.9 * fall)
+
+
+def optimize(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    micros: Iterable[Micro],
+    loss_of: Callable[[Micro], Tensor],
+    *,
+    learning_rate: float,
+    max_grad_norm: float,
+    what: str,
+    accept: Callable[[], bool] = lambda: True,
+) -> StepResult:
+    """One optimiser step on the sum of `loss_of` over the micro-batches.
+
+    Each loss is already divided by denominators of the whole batch, so the sum is the batch's loss whatever the
+    grouping. A loss or gradient that is not finite raises NumericsError and the step is not applied. `accept` is asked
+    once all micro-batches are through; False leaves the weights as they are.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    total = 0.0
+    for micro in micros:
+        loss = loss_of(micro)
+        loss.backward()
+        total += loss.detach().item()
+    norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm if max_grad_norm > 0 else math.inf))
+    if not (math.isfinite(total) and math.isfinite(norm)):
+        optimizer.zero_grad(set_to_none=True)
+        raise NumericsError(
+            f"{what}: loss {total}, gradient norm {norm}: the step was not applied; lower the learning rate or resume "
+            "from the last checkpoint with other settings"
+        )
+    if accept():
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate
+        optimizer.step()
+    return StepResult(total, norm)

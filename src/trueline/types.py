@@ -1,0 +1,69 @@
+"""The nouns of the text side. Tensors have their own nouns where they are made (`data.packing`, `rollout`)."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+__all__ = ["Demonstration", "Judgement", "Message", "Pair", "Prompt"]
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The turns before the response. `kind` is a task's own label (for example "harmful"); `meta` belongs to the task."""
+
+    messages: tuple[Message, ...]
+    kind: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
+
+    @property
+    def text(self) -> str:
+        """The turns as plain text, for reports and for hashing."""
+        return "\n".join(f"{m.role}: {m.content}" for m in self.messages)
+
+    @property
+    def id(self) -> str:
+        """The first 16 hex digits of the text's sha256: what splits and random streams are keyed by."""
+        return hashlib.sha256(self.text.encode()).hexdigest()[:16]
+
+    @classmethod
+    def ask(cls, text: str, kind: str = "", meta: Mapping[str, Any] | None = None) -> Prompt:
+        """A prompt of one user turn."""
+        return cls((Message("user", text),), kind, meta or {})
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A comparison: for one prompt, the response that was preferred and the one that was not."""
+
+    prompt: Prompt
+    chosen: str
+    rejected: str
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A prompt with a response to imitate."""
+
+    prompt: Prompt
+    response: str
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a gold judge says of one response: the total score and its named parts (all are means over responses)."""
+
+    score: float
+    parts: Mapping[str, float] = field(default_factory=dict)

@@ -1,0 +1,214 @@
+"""Writes a synthetic run directory, file for file as a study's executor does, with known arm means and variances."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from math import log
+from pathlib import Path
+
+import numpy as np
+
+ARMS = ("sft", "sft-chosen", "best-of-n", "dpo", "dpo-iter", "ppo", "dpo+ppo", "rloo")
+MEANS = dict(zip(ARMS, (0.30, 0.55, 0.80, 0.95, 1.30, 1.80, 1.92, 1.55)))
+FLOPS = dict(zip(ARMS, (2e11, 3e11, 4e11, 9e11, 1.4e12, 1.5e12, 1.6e12, 1.4e12)))
+KLS = dict(zip(ARMS, (0.0, 0.4, 0.9, 2.8, 1.6, 2.1, 2.3, 1.9)))
+QUIRKY = (
+    "<script>alert(1)</script> \"quoted\" 'single' </svg></style> <img src=x onerror=alert(1)> "
+    "\x1b[31mred\x1b[0m \u202eevil\u2066 \ud800 & $x^2$ {{ 7*7 }} javascript:alert(1)"
+)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What the synthetic study is like; standard deviations are in gold points."""
+
+    means: dict[str, float] = field(default_factory=lambda: dict(MEANS))
+    flops: dict[str, float] = field(default_factory=lambda: dict(FLOPS))
+    seeds: tuple[int, ...] = (0, 1, 2)
+    arms: tuple[str, ...] = ARMS
+    prompts: int = 60
+    samples: int = 2
+    seed_sd: float = 0.03
+    prompt_sd: float = 0.6
+    noise_sd: float = 0.5
+    ends: dict[tuple[str, int], float] = field(default_factory=dict)  # (arm, seed) -> gold at the end of training
+    gold: dict = field(default_factory=lambda: {"kind": "embedded", "accuracy": None, "accuracy_ci95": None})
+    margin: object = 0.1
+    world: str = "the embedded dialogue world, 0.12M-parameter model, 2,400 pairs, shift 1.0"
+    response: str = "sure, here is how to bake bread: mix flour and water"
+    signatures: bool = True
+    second_variant: bool = True
+    splits: dict[str, float] = field(default_factory=lambda: {"test": 0.0, "shifted": -0.15, "hard": -0.4})
+
+
+def build_run(directory: Path, spec: Spec | None = None) -> Path:
+    """Writes manifest, index and cells under `directory` and returns it."""
+    spec = spec or Spec()
+    directory.mkdir(parents=True, exist_ok=True)
+    names = [("shifted", "pairs of foreign style (shift 1.0)", True, list(spec.arms))]
+    if spec.second_variant:
+        fewer = [arm for arm in ("sft", "dpo", "ppo", "dpo+ppo") if arm in spec.arms]
+        names.append(("no-shift", "pairs sampled from this SFT model (shift 0)", False, fewer))
+    variants, rows = [], [{"arm": "reward", "seed": s, "variant": "shifted", "cell": f"r{s}"} for s in spec.seeds]
+    for name, label, primary, arms in names:
+        variants.append({"name": name, "label": label, "primary": primary, "arms": arms})
+        for arm in arms:
+            for seed in spec.seeds:
+                address = f"sft-{seed}" if arm == "sft" else f"{name}-{arm.replace('+', '_')}-{seed}"
+                rows.append({"arm": arm, "seed": seed, "variant": name, "cell": address})
+                _cell(directory / "cells" / address, arm, seed, spec, 0.0 if primary or arm == "sft" else 0.4)
+    _write(directory / "index.json", {"cells": rows})
+    _write(directory / "manifest.json", _manifest(spec, variants))
+    return directory
+
+
+def _manifest(spec: Spec, variants: list) -> dict:
+    return {
+        "schema": 1,
+        "task": "dialogue",
+        "world": spec.world,
+        "model": {"parameters": 120_000, "size": "tiny"},
+        "seeds": list(spec.seeds),
+        "arms": list(spec.arms),
+        "variants": variants,
+        "metric": "test/sampled/gold",
+        "margin": spec.margin,
+        "gold": spec.gold,
+        "budget": {"rule": "flops", "cap": 1.6e12},
+        "command": "trueline study dialogue",
+        "own_data_command": "trueline study pairs data.path=YOUR.jsonl",
+        "threats": [
+            "We made the gold judge and the shift ourselves.",
+            "The model is tiny.",
+            "Settings were tuned here.",
+        ],
+        "settings": {arm: {"lr": 3e-4, "steps": 160} for arm in spec.arms},
+        "fingerprints": {"sft": "9f31c2aa", "reward": "77e0b1d4"},
+        "versions": {"trueline": "0.1.0", "torch": "2.13.0"},
+        "objectives": {arm: f"maximise gold with {arm}" for arm in spec.arms},
+        "data": {"pairs": 2400, "demonstrations": 3000, "test prompts": spec.prompts},
+    }
+
+
+def _cell(folder: Path, arm: str, seed: int, spec: Spec, shift_gain: float) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng([seed, ARMS.index(arm), int(shift_gain * 10)])
+    by_prompt = np.random.default_rng([7, ARMS.index(arm)]).normal(0, spec.prompt_sd / 2, spec.prompts)
+    common = np.random.default_rng(8).normal(0, spec.prompt_sd, spec.prompts)
+    centre = spec.means[arm] + (shift_gain if arm == "dpo" else 0.0) + rng.normal(0, spec.seed_sd)
+    end = spec.ends.get((arm, seed), centre - 0.05 * (arm != "sft"))
+    scores, figures = [], {pick: {} for pick in ("selected", "end", "proxy")}
+    for pick, level in (("selected", centre), ("end", end)):
+        spread = common - common.mean() + by_prompt - by_prompt.mean()
+        for split, offset in spec.splits.items():
+            for decoding in ("sampled", "greedy") if split == "test" else ("sampled",):
+                base = level + offset + 0.05 * (decoding == "greedy") + spread
+                rows = _scores(rng, base, KLS[arm], spec, pick, split, decoding)
+                scores += rows
+                for name in ("gold", "proxy", "kl", "length"):
+                    figures[pick][f"{split}/{decoding}/{name}"] = float(np.mean([np.mean(r[name]) for r in rows]))
+    for pick in ("selected", "end"):
+        figures[pick] |= _extra(arm, spec)
+    figures["proxy"] = dict(figures["end"])
+    _write(folder / "evaluation.json", _evaluation(arm, seed, figures, spec, centre, end))
+    _lines(folder / "scores.jsonl", scores)
+    _lines(folder / "samples.jsonl", _samples(arm, centre, spec))
+    own = _cost(spec.flops[arm])
+    _write(folder / "cost.json", {"own": own, "charged": {k: v * 1.2 for k, v in own.items()}})
+
+
+def _scores(rng, base, kl: float, spec: Spec, pick: str, split: str, decoding: str) -> list[dict]:
+    shape = (len(base), 1 if decoding == "greedy" else spec.samples)
+    gold = base[:, None] + rng.normal(0, spec.noise_sd, shape)
+    columns = {
+        "gold": gold,
+        "proxy": 0.8 * gold + rng.normal(0, 0.3, shape),
+        "kl": kl + rng.normal(0, 0.4, shape),
+        "length": 12.0 + int(4 * kl) + rng.integers(0, 6, shape),
+    }
+    place = {"pick": pick, "split": split, "decoding": decoding}
+    return [
+        place
+        | {"prompt": f"{split}-{i:03d}", "kind": "benign" if i % 2 else "harmful"}
+        | {name: values[i].tolist() for name, values in columns.items()}
+        for i in range(len(base))
+    ]
+
+
+def _extra(arm: str, spec: Spec) -> dict[str, float]:
+    figures = {"test/sampled/kl_k3": KLS[arm] * 0.96}
+    if spec.signatures:
+        outside = {"dpo": 0.31, "dpo-iter": 0.12}.get(arm, 0.04)
+        figures |= {"test/sampled/outside": outside, "test/sampled/broken": 0.01}
+        figures |= {"test/sampled/refusal_benign": 0.05 + 0.2 * (arm == "ppo"), "test/sampled/refusal_harmful": 0.8}
+        figures |= {"test/sampled/helpfulness": 1.1, "test/sampled/safety": 0.9}
+    return figures
+
+
+def _evaluation(arm: str, seed: int, figures: dict, spec: Spec, centre: float, end: float) -> dict:
+    trained, start = arm not in ("sft", "best-of-n"), spec.means["sft"] if "sft" in spec.means else 0.0
+    curve = []
+    for i in range(9 if trained else 1):
+        share = i / 8
+        rise = 1 - (1 - share) ** 2 if trained else 1.0
+        gold = start + (centre - start) * rise + (end - centre) * max(0.0, share - 0.5) * 2 * trained
+        rng = np.random.default_rng([seed, i, ARMS.index(arm)])
+        metrics = {
+            "selection/sampled/gold": gold + rng.normal(0, 0.03),
+            "selection/sampled/proxy": start * 0.8 + share * centre * 0.9 if trained else start * 0.8,
+            "selection/sampled/kl": max(0.0, KLS[arm] * share + rng.normal(0, 0.02)) if trained else 0.0,
+            "selection/sampled/length": 14 + 6 * share * KLS[arm] / 2 + rng.normal(0, 0.3),
+            "selection/sampled/entropy": 20 - 8 * share,
+        }
+        if spec.signatures:
+            metrics["selection/sampled/outside"] = figures["selected"]["test/sampled/outside"] * share + 0.03
+        fall = {"dpo": 14.0, "dpo+ppo": 6.0, "dpo-iter": 3.0}.get(arm, 0.5)
+        metrics |= {"pairs/logps_chosen": -38 - fall * share, "pairs/logps_rejected": -40 - 2.2 * fall * share}
+        own = spec.flops[arm] * share
+        sampled = 0 if arm in ("dpo", "sft-chosen", "sft") else int(90_000 * share)
+        point = {"step": 20 * i, "flops": own, "sampled_tokens": sampled, "trained_tokens": int(4e5 * share)}
+        curve.append(point | {"metrics": metrics})
+    last = curve[-1]["step"]
+    result = {"curve": curve, "picks": {"end": last, "proxy": last, "selected": max(0, last - 40)}, "figures": figures}
+    result["collapsed"] = end < start
+    return result | ({"analytic_kl": log(8) - 7 / 8} if arm == "best-of-n" else {})
+
+
+def _samples(arm: str, centre: float, spec: Spec) -> list[dict]:
+    rows = [
+        _sample(pick, f"test-{i:03d}", f"user: how do I bake {i}?", f"{spec.response} ({arm})", centre)
+        for pick in ("selected", "end")
+        for i in range(5)
+    ]
+    growing = [
+        _sample("training", "sel-1", "user: tell me", spec.response[: 8 + step // 4], 0.1) | {"step": step}
+        for step in (0, 80, 160)
+    ]
+    return rows + growing * (arm not in ("sft", "best-of-n"))
+
+
+def _sample(pick: str, prompt_id: str, prompt: str, response: str, gold: float) -> dict:
+    row = {"pick": pick, "split": "test", "decoding": "sampled", "prompt_id": prompt_id, "prompt": prompt}
+    return row | {"response": response, "gold": gold, "proxy": 0.5, "kl": 1.2}
+
+
+def _cost(flops: float) -> dict[str, float]:
+    return {
+        "seconds": flops / 5e10,
+        "flops": flops,
+        "sampled_tokens": 90_000,
+        "trained_tokens": 400_000,
+        "reward_calls": 7_680,
+        "labels": 2_400,
+        "prompts": 2_000,
+        "peak_memory_bytes": 700_000_000,
+    }
+
+
+def _write(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value))
+
+
+def _lines(path: Path, rows: list[dict]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
