@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from trueline.errors import InputError, TruelineError
+from trueline.errors import TruelineError
 
 __all__ = ["app", "main"]
 
@@ -23,9 +23,13 @@ app = typer.Typer(
 data_app = typer.Typer(help="Look at preference files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
-console = Console(highlight=False, soft_wrap=False)
-Target = Annotated[str, typer.Argument(metavar="TASK|CONFIG", help="dialogue, hh-rlhf, pairs, or a .yaml or .toml file")]
-Overrides = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, for example ppo.kl_coef=0.05")]
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+Target = Annotated[
+    str, typer.Argument(metavar="TASK|CONFIG", help="dialogue, hh-rlhf, pairs, or a .yaml or .toml file")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, for example ppo.kl_coef=0.05")
+]
 Out = Annotated[Path | None, typer.Option("-o", "--out", help="run directory (default: runs/TASK-COMMAND)")]
 Quick = Annotated[bool, typer.Option("--quick", help="one seed, small settings: a minute, no verdict")]
 Seeds = Annotated[str, typer.Option("--seeds", help="training seeds, for example 0,1,2")]
@@ -83,17 +87,19 @@ def study(target: Target, overrides: Overrides = None, out: Out = None, quick: Q
           resume: Resume = False, as_json: AsJson = False) -> None:  # fmt: skip
     """Train and compare SFT, DPO, DPO-Iter, PPO, both and the baselines; give a verdict and a report."""
     name, sections, task = _load(target, overrides, quick, seeds)
-    from trueline.study.run import run_study
+    from trueline.commands.run import run_study
 
     directory = out or Path("runs") / f"{name}-study{'-quick' if quick else ''}"
-    report = run_study(task, sections, directory, _command(), console=Console(stderr=True, highlight=False) if as_json else console)
+    report = run_study(
+        task, sections, directory, _command(), console=Console(stderr=True, highlight=False) if as_json else console
+    )
     if as_json:
         print(json.dumps(report["verdict"] | {"report": str(directory / "report.html")}))
 
 
 def _stage(stage: str, target: str, overrides: list[str] | None, out: Path | None, quick: bool, seeds: str) -> None:
     name, sections, task = _load(target, overrides, quick, seeds)
-    from trueline.study.run import run_stage
+    from trueline.commands.run import run_stage
 
     run_stage(stage, task, sections, out or Path("runs") / f"{name}-{stage}", _command(), console=console)
 
@@ -119,7 +125,7 @@ _add_stage("rloo", "Critic-free policy gradient: leave-one-out or group baseline
 def train(report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="of a study")],
           overrides: Overrides = None, out: Out = None) -> None:  # fmt: skip
     """Train what a study's report recommends and leave a Hugging Face folder (arm=NAME to choose yourself)."""
-    from trueline.study.recommend import train_recommended
+    from trueline.commands.recommend import train_recommended
 
     train_recommended(report, overrides or [], out or Path("runs") / "recommended", _command(), console)
 
@@ -136,7 +142,7 @@ def evaluate(target: Target, overrides: Overrides = None, out: Out = None, as_js
         else:
             folders[key] = Path(value)
     _, sections, task = _load(target, rest, False, "")
-    from trueline.study.checkpoints import evaluate_folders
+    from trueline.commands.checkpoints import evaluate_folders
 
     rows = evaluate_folders(task, sections, folders, out, console=None if as_json else console)
     if as_json:
@@ -151,7 +157,7 @@ def sample(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a Hugg
            max_new_tokens: Annotated[int, typer.Option("--max-new-tokens")] = 64,
            greedy: Annotated[bool, typer.Option("--greedy", help="the most likely token each time")] = False) -> None:  # fmt: skip
     """Sample responses from a checkpoint."""
-    from trueline.study.checkpoints import sample_folder
+    from trueline.commands.checkpoints import sample_folder
 
     for text in sample_folder(folder, prompt, n=n, seed=seed, max_new_tokens=max_new_tokens, greedy=greedy):
         print(text)
@@ -221,7 +227,7 @@ def _show_check(found: Any) -> None:
 
 def _load(target: str, overrides: list[str] | None, quick: bool, seeds: str) -> tuple[str, dict[str, Any], Any]:
     """Task name, resolved sections, task: every error of the input is found here, before any model is built."""
-    from trueline.study.resolve import resolve
+    from trueline.commands.resolve import resolve
 
     extra = list(overrides or [])
     if seeds:

@@ -128,3 +128,12 @@ def test_errors_name_the_argument():
         restrict(LOG, top_p=0.0)
     with pytest.raises(ValueError, match="top_k"):
         restrict(LOG, top_k=-1)
+
+
+def test_entropy_gradient_is_finite_with_forbidden_tokens_whatever_the_upstream_gradient():
+    logits = torch.tensor([0.0, 1.0, float("-inf")], dtype=torch.float64, requires_grad=True)
+    (1.5 * entropy(logits)).backward()
+    p = torch.softmax(torch.tensor([0.0, 1.0], dtype=torch.float64), 0)
+    h = -(p * p.log()).sum()
+    expected = torch.cat((-1.5 * p * (p.log() + h), torch.zeros(1, dtype=torch.float64)))
+    torch.testing.assert_close(logits.grad, expected)

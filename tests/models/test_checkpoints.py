@@ -18,7 +18,7 @@ from trueline.models.checkpoints import load_decoder, load_scalar, read_config, 
 from trueline.models.fingerprints import fingerprint
 from trueline.models.heads import last_values
 
-from .small import FAMILIES, END, PAD, ragged, small_config, small_decoder, small_scalar
+from .small import END, FAMILIES, PAD, ragged, small_config, small_decoder, small_scalar
 
 SHAPES = [(family, tied, kv) for family in FAMILIES for tied, kv in ((False, 2), (True, 4), (False, 1))]
 
@@ -36,7 +36,7 @@ def hub_model(folder, family: str, *, tied: bool, kv_heads: int):
     with torch.no_grad():
         for name, parameter in sorted(model.named_parameters()):
             noise = torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.25 * noise)
+            parameter.copy_(1 + 0.3 * noise if "norm" in name else 0.2 * noise)
     return model
 
 

@@ -29,13 +29,14 @@ def test_the_named_sizes_are_consistent(size) -> None:
 
 def test_parameter_count_by_hand() -> None:
     """d=32, f=48, 2 layers, 4 heads and 2 kv heads of 8, V=37. A layer: qkv 32 x (32 + 16 + 16) = 2048, out 1024, gate
-    and up 3072, down 1536, two norms 64: 7744. Twice that 15488, embedding 1184, last norm 32, head 1184: 17888."""
+    and up 3072, down 1536, two norms 64: 7744. Twice that 15488, embedding 1184, last norm 32, head 1184: 17888.
+    """
     assert make_decoder(small_config(), 0).parameter_count == 17888
     assert make_decoder(small_config(tied=True), 0).parameter_count == 17888 - 1184
 
 
 def test_initial_scale() -> None:
-    """Projections 1/sqrt(fan in), those that write to the residual stream divided by sqrt(2 layers), embeddings 0.02."""
+    """Projections 1/sqrt(fan in), those that write to the residual stream by sqrt(2 layers) less, embeddings 0.02."""
     model = make_decoder(sized("small", vocab_size=512, max_positions=16, pad_id=0, end_id=1), 0)
     block = model.trunk.blocks[1]
     for weight, std in (

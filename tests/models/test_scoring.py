@@ -44,7 +44,7 @@ def in_full(model: Decoder, tokens, mask, sampling) -> tuple[torch.Tensor, torch
 
 
 def gradient(model: Decoder, value: torch.Tensor) -> torch.Tensor:
-    weights = torch.linspace(0.5, 1.5, value.numel(), dtype=value.dtype).view_as(value)
+    weights = torch.linspace(0.2, 0.9, value.numel(), dtype=value.dtype).view_as(value)
     return torch.cat([g.flatten() for g in torch.autograd.grad((value * weights).sum(), list(model.parameters()))])
 
 

@@ -86,7 +86,7 @@ def top_p_mask(logits: Tensor, top_p: float) -> Tensor:
 def entropy(logits: Tensor) -> Tensor:
     """-sum_v p_v log p_v in nats, [..., V] -> [...]. Forbidden tokens (-inf) contribute 0, to the gradient too."""
     logprobs = _log_softmax(logits)
-    finite = logprobs.clamp_min(torch.finfo(logprobs.dtype).min)  # 0 * -inf is nan, and the clamp cuts its gradient
+    finite = logprobs.masked_fill(logprobs.isneginf(), 0.0)  # 0 * -inf is nan; the fill cuts its gradient too
     return -torch.linalg.vecdot(logprobs.exp(), finite)
 
 

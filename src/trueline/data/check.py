@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,7 +121,8 @@ class _Tally:
             return
         self.counts.update(["kept", *record.notes])
         self._count(record.pair)
-        self.keep(record.pair)
+        prompt = replace(record.pair.prompt, meta={**record.pair.prompt.meta, "where": where})
+        self.keep(replace(record.pair, prompt=prompt))
 
     def _count(self, pair: Pair) -> None:
         prompt = pair.prompt.text

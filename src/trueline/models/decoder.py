@@ -147,7 +147,7 @@ class Trunk(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
-        # Angles in fp32, as transformers and vLLM compute them: at position 2000 they are off by 1e-4, alike everywhere.
+        # Angles in fp32, as transformers and vLLM compute them: at position 2000 off by 1e-4, but alike everywhere.
         frequencies = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
         angles = torch.outer(torch.arange(config.max_positions).float(), frequencies).repeat(1, 2)
         self.register_buffer("cos", angles.cos(), persistent=False)

@@ -138,7 +138,9 @@ class _Builder:
                 config = sections["reward"].model_copy(update=held)
                 yield self._node(self._key(f"judge-{part}"), "reward", f"judge-{part}", config, both)
         if not self.signatures:
-            config = sections["sft"].model_copy(update={"on": "sides", "epochs": 1.0, "learning_rate": sections["sft"].learning_rate / 4})
+            config = sections["sft"].model_copy(
+                update={"on": "sides", "epochs": 1.0, "learning_rate": sections["sft"].learning_rate / 4}
+            )
             yield self._node(self._key("density"), "sft", "density", config, both)
         for arm in arms:
             yield from self._arm(arm)
@@ -166,7 +168,9 @@ class _Builder:
             half = self._node(self._key("dpo-half"), "dpo", "dpo-half", sections["dpo"], both, share=0.5, twin=twin)
             yield half
             config = sections["ppo"].model_copy(update=feedback)
-            yield self._node(self._key(arm), "ppo", arm, config, {**learned, "start": half.key}, share=0.5, charged=charged)
+            yield self._node(
+                self._key(arm), "ppo", arm, config, {**learned, "start": half.key}, share=0.5, charged=charged
+            )
 
     def _evaluation(self, arm: str, more: Mapping[str, str]) -> Node:
         trained = self.sft if PAGE_OF[arm] is None else self._key(arm)
@@ -178,7 +182,13 @@ class _Builder:
         if arm == "dpo+ppo":
             inputs["start"] = self._key("dpo-half")
         return self._node(
-            self._key(f"evaluate-{arm}"), "evaluate", arm, self.sections["evaluate"], inputs, charged=_CHARGED[arm], evaluation=True
+            self._key(f"evaluate-{arm}"),
+            "evaluate",
+            arm,
+            self.sections["evaluate"],
+            inputs,
+            charged=_CHARGED[arm],
+            evaluation=True,
         )
 
     def _node(self, key: str, page: str, arm: str, config: Any, inputs: Mapping[str, str], *, world: Any = None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import queue
 import signal
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
@@ -40,6 +41,7 @@ class Job:
     inputs: Mapping[str, str]
     budget: float | None
     max_steps: int | None
+    stop_share: float
     identity: Mapping[str, Any]
 
 
@@ -53,10 +55,15 @@ def prepare_base(directory: Path, task: Task, sections: Mapping[str, Any]) -> Pa
 
     model = sections["model"]
     source = Path(model.path) if model.path else None
-    described = {"version": _BASE_VERSION, "task": task.name, "described": task.describe(), "model": model.model_dump(mode="json")}
+    described = {
+        "version": _BASE_VERSION,
+        "task": task.name,
+        "described": task.describe(),
+        "model": model.model_dump(mode="json"),
+    }
     folder = directory / "cells" / f"base-{digest(described)}"
     if (folder / "shape.json").exists():
-        return folder
+        return folder  # complete: the shape is written last, after the prompts were checked
     folder.mkdir(parents=True, exist_ok=True)
     if source is not None:
         shape = read_config(source)
@@ -67,21 +74,43 @@ def prepare_base(directory: Path, task: Task, sections: Mapping[str, Any]) -> Pa
             model.size, vocab_size=tokenizer.vocab_size, max_positions=model.max_prompt_tokens + model.max_new_tokens,
             pad_id=tokenizer.pad_id, end_id=tokenizer.end_id,
         )  # fmt: skip
+    if task.strict_prompts:
+        _check_prompts(task, tokenizer, model.max_prompt_tokens)
     tokenizer.save(folder / "tokenizer")
     write_json(folder / "shape.json", asdict(shape))
     return folder
 
 
+def _check_prompts(task: Task, tokenizer: ChatTokenizer, limit: int) -> None:
+    """Raise InputError for prompts that do not fit, naming the first row and the length that would do."""
+    lengths = [
+        (len(tokenizer.encode_prompt(p)), p) for split in ("train", "selection", "test") for p in task.prompts(split)
+    ]
+    long = [(length, prompt) for length, prompt in lengths if length > limit]
+    if long:
+        length, prompt = long[0]
+        raise InputError(
+            f"the prompt is {length} tokens, {limit} fit ({len(long)} such prompts, the longest {max(n for n, _ in long)})",
+            where=str(prompt.meta.get("where", task.name)), field="prompt",
+            remedy=f"set model.max_prompt_tokens={max(n for n, _ in long)}, or data.long_prompts=cut to lose their oldest part",
+        )  # fmt: skip
+
+
 class Executor:
     """Runs nodes in dependency order and knows the cell of each. `report` gets Progress objects as they come."""
 
-    def __init__(self, directory: Path, task: Task, sections: Mapping[str, Any], report: Callable[[str, Progress], None]):
+    def __init__(
+        self, directory: Path, task: Task, sections: Mapping[str, Any], report: Callable[[str, Progress], None]
+    ):
         self.directory, self.task, self.sections, self.report = directory, task, sections, report
         self.base = prepare_base(directory, task, sections)
         self.cells: dict[str, Path] = {}
-        self.last_method: str | None = None
+        self.named: str | None = None
+        self.share_of_steps = 1.0
 
-    def identity(self, node: Node, inputs: Mapping[str, str], budget: float | None, max_steps: int | None) -> dict[str, Any]:
+    def identity(
+        self, node: Node, inputs: Mapping[str, str], budget: float | None, max_steps: int | None
+    ) -> dict[str, Any]:
         """What addresses a cell: method, settings, world, seed, limits and the cells it comes from."""
         model = self.sections["model"]
         return {
@@ -105,20 +134,24 @@ class Executor:
                 return 1
         return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
-    def run(self, nodes: Sequence[Node], *, named: str | None = None) -> dict[str, Path]:
-        """Run every node that has no finished cell; returns the cell of each. `train.max_steps` limits `named` alone."""
+    def run(self, nodes: Sequence[Node], *, named: str | None = None, share: float = 1.0) -> dict[str, Path]:
+        """Run every node that has no finished cell; returns the cell of each.
+
+        `train.max_steps`, and `share` of the planned steps, limit the stage `named` alone.
+        """
+        self.named, self.share_of_steps = named, share
         waiting = {node.key: node for node in nodes}
         started: dict[Future, Node] = {}
         context = get_context("spawn")
         channel = context.Queue()
-        pool = ProcessPoolExecutor(self.workers(), mp_context=context, initializer=_start_worker, initargs=(channel,))
+        pool = ProcessPoolExecutor(self.workers(), mp_context=context, initializer=_start_worker, initargs=(channel, os.getpid()))
         try:
             while waiting or started:
                 for node in [n for n in waiting.values() if self._ready(n)]:
                     if node.twin and node.twin in waiting | {n.key: n for n in started.values()}:
                         continue  # the same run may be about to be finished with a larger share
                     del waiting[node.key]
-                    job = self._job(node, named)
+                    job = self._job(node)
                     if job is not None:
                         started[pool.submit(_run_job, job)] = node
                         self.report(node.key, Progress(job.directory, node.page, 0, 0, note="queued"))
@@ -149,25 +182,34 @@ class Executor:
     def _finished(cell: Path) -> bool:
         return (cell / "done.json").exists()
 
-    def _job(self, node: Node, named: str | None) -> Job | None:
+    def _job(self, node: Node) -> Job | None:
         inputs = {name: str(self.cells[key]) for name, key in node.inputs.items()}
         budget = self._budget(node, inputs)
         train = self.sections["train"]
-        max_steps = train.max_steps if train.max_steps and node.arm == named else None
+        limited = node.arm == self.named
+        max_steps = train.max_steps if train.max_steps and limited else None
+        stop_share = self.share_of_steps if limited else 1.0
         if node.twin and max_steps is None and budget is not None:
             twin = self.cells[node.twin]
-            if not read_json(twin / "done.json")["stopped_by_budget"] and read_json(twin / "done.json")["flops"] <= budget:
+            if (
+                not read_json(twin / "done.json")["stopped_by_budget"]
+                and read_json(twin / "done.json")["flops"] <= budget
+            ):
                 self.cells[node.key] = twin
                 self.report(node.key, Progress(str(twin), node.page, 1, 1, note="done"))
                 return None
         identity = self.identity(node, {name: Path(path).name for name, path in inputs.items()}, budget, max_steps)
+        if stop_share != 1.0:
+            identity["stop_share"] = stop_share
         cell = self.directory / "cells" / digest(identity)
         self.cells[node.key] = cell
         if self._finished(cell):
             self.report(node.key, Progress(str(cell), node.page, 1, 1, note="done"))
             return None
         sections = {name: self.sections[name] for name in ("data", "model", "train", "world")} | {"world": node.world}
-        return Job(node, str(cell), str(self.base), self.task.name, sections, inputs, budget, max_steps, identity)
+        return Job(
+            node, str(cell), str(self.base), self.task.name, sections, inputs, budget, max_steps, stop_share, identity
+        )
 
     def _budget(self, node: Node, inputs: Mapping[str, str]) -> float | None:
         cap = self.sections["study"].budget
@@ -194,13 +236,26 @@ class Executor:
 _CHANNEL: Any = None
 
 
-def _start_worker(channel: Any) -> None:
+def _start_worker(channel: Any, parent: int) -> None:
     global _CHANNEL
     _CHANNEL = channel
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    _die_with(parent)
     import torch
 
     torch.set_num_threads(1)
+
+
+def _die_with(parent: int) -> None:
+    """No worker outlives a parent that was killed: it would go on computing for nobody."""
+    if not sys.platform.startswith("linux"):
+        return
+    import ctypes
+
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _run_job(job: Job) -> None:
@@ -210,7 +265,15 @@ def _run_job(job: Job) -> None:
     cell = Cell(Path(job.directory))
     cell.open({**job.identity, "version": __version__})
     model, train = job.sections["model"], job.sections["train"]
-    limits = Limits(model.max_prompt_tokens, model.max_new_tokens, train.micro_tokens, job.budget, job.max_steps, train.snapshots)
+    limits = Limits(
+        model.max_prompt_tokens,
+        model.max_new_tokens,
+        train.micro_tokens,
+        job.budget,
+        job.max_steps,
+        train.snapshots,
+        job.stop_share,
+    )
     inputs = {name: Path(path) for name, path in job.inputs.items()} | {"shape": Path(job.base) / "shape.json"}
     if model.path:
         inputs["model"] = Path(model.path)

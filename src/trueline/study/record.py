@@ -39,7 +39,9 @@ def claim(directory: Path, identity: str, what: str) -> None:
         return
     if directory.exists() and not directory.is_dir():
         raise InputError("is a file, not a directory", where=str(directory), field="-o", remedy="use another -o DIR")
-    if directory.is_dir() and any(entry.name != "cells" and not entry.name.startswith(".") for entry in directory.iterdir()):
+    if directory.is_dir() and any(
+        entry.name != "cells" and not entry.name.startswith(".") for entry in directory.iterdir()
+    ):
         raise InputError(
             "is not empty and holds no run of ours", where=str(directory), field="-o", remedy="use a new -o DIR"
         )
@@ -52,7 +54,15 @@ def complete(directory: Path, manifest: Mapping[str, Any], nodes: Sequence[Node]
     rows = []
     for node in nodes:
         evaluation = node.arm.startswith("evaluate:")
-        rows.append({"arm": node.arm, "seed": node.seed, "variant": node.variant, "cell": cells[node.key].name, "method": node.page})
+        rows.append(
+            {
+                "arm": node.arm,
+                "seed": node.seed,
+                "variant": node.variant,
+                "cell": cells[node.key].name,
+                "method": node.page,
+            }
+        )
         if evaluation:
             rows[-1]["arm"] = node.arm.removeprefix("evaluate:")
             rows[-1]["trained"] = cells[node.inputs["arm"]].name
@@ -64,7 +74,9 @@ def complete(directory: Path, manifest: Mapping[str, Any], nodes: Sequence[Node]
 
 def stage_index(directory: Path, nodes: Sequence[Node], cells: Mapping[str, Path]) -> None:
     """The index of a run of single stages."""
-    rows = [{"arm": n.arm, "seed": n.seed, "variant": n.variant, "cell": cells[n.key].name, "method": n.page} for n in nodes]
+    rows = [
+        {"arm": n.arm, "seed": n.seed, "variant": n.variant, "cell": cells[n.key].name, "method": n.page} for n in nodes
+    ]
     write_json(directory / "index.json", {"cells": rows})
 
 
@@ -79,7 +91,11 @@ def manifest_of(task: Any, sections: Mapping[str, Any], identity: str, command: 
                 nodes: Sequence[Node], cells: Mapping[str, Path]) -> dict[str, Any]:  # fmt: skip
     """Everything the report says besides the figures."""
     study, model = sections["study"], sections["model"]
-    by_arm = {node.arm: node for node in nodes if node.page != "evaluate" and node.variant == variants[0].name or node.arm == "sft"}
+    by_arm = {
+        node.arm: node
+        for node in nodes
+        if (node.page != "evaluate" and node.variant == variants[0].name) or node.arm == "sft"
+    }
     parameters = _parameters(cells, nodes)
     gold = {"kind": "learned" if task.learned_gold else "embedded", "accuracy": None, "accuracy_ci95": None}
     judge = next((node for node in nodes if node.arm == "judge-gold"), None)
@@ -87,8 +103,14 @@ def manifest_of(task: Any, sections: Mapping[str, Any], identity: str, command: 
         gold |= _accuracy(cells[judge.key])
     pairs = next(node for node in nodes if node.arm == "pairs" and node.variant == variants[0].name)
     count = read_json(cells[pairs.key] / "done.json")["pairs"]
-    base = "a model given by its folder" if model.path else f"a {parameters / 1e6:.2f}M-parameter model made from nothing"
-    where = "the embedded dialogue world" if task.name == "dialogue" else f"the comparisons of {Path(str(_first(sections['data'].path))).name}"
+    base = (
+        "a model given by its folder" if model.path else f"a {parameters / 1e6:.2f}M-parameter model made from nothing"
+    )
+    where = (
+        "the embedded dialogue world"
+        if task.name == "dialogue"
+        else f"the comparisons of {Path(str(_first(sections['data'].path))).name}"
+    )
     return {
         "schema": SCHEMA, "identity": identity, "task": task.name, "world": f"{where}, {base}, {count:,} pairs, {variants[0].label}",
         "model": {"parameters": parameters, "size": model.size, "path": model.path}, "seeds": list(study.seeds), "arms": list(study.arms),
@@ -99,7 +121,7 @@ def manifest_of(task: Any, sections: Mapping[str, Any], identity: str, command: 
         "threats": task.threats(), "settings": {arm: n.config.model_dump(mode="json") for arm, n in by_arm.items() if n.config is not None},
         "fingerprints": {node.key: cells[node.key].name for node in nodes if node.page != "evaluate"}, "versions": versions(),
         "objectives": {arm: (cells[n.key] / "objective.txt").read_text(encoding="utf-8").strip() for arm, n in by_arm.items()},
-        "data": dict(task.describe()),
+        "data": dict(task.describe()), "sections": to_plain(sections),
     }  # fmt: skip
 
 

@@ -23,6 +23,13 @@ class Data(Section):
     format: Literal["auto", "pairs", "messages", "hh-rlhf"] = Field("auto", description="of the rows")
     on_bad_row: Literal["error", "drop"] = Field("error", description="what a row that cannot be used does")
     limit: int = Field(0, ge=0, description="at most so many pairs; 0: all")
+    long_prompts: Literal["auto", "error", "cut"] = Field(
+        "auto",
+        description="prompts over model.max_prompt_tokens; auto: cut (the oldest part) for hh-rlhf, an error for pairs",
+    )
+    everything: bool = Field(
+        False, description="train on the judges' splits too (for the model that a study recommends)"
+    )
 
 
 class Model(Section):

@@ -13,7 +13,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-__all__ = ["BENIGN", "HARMFUL", "STYLES", "TOPICS", "Parsed", "Style", "parse", "write_evasion", "write_help", "write_refusal"]
+__all__ = [
+    "BENIGN",
+    "HARMFUL",
+    "STYLES",
+    "TOPICS",
+    "Parsed",
+    "Style",
+    "parse",
+    "write_evasion",
+    "write_help",
+    "write_refusal",
+]
 
 # Topic -> its four steps in order.
 BENIGN: dict[str, tuple[str, str, str, str]] = {

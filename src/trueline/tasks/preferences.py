@@ -34,7 +34,7 @@ class Preferences:
     def __init__(self, name: str, data: Any, formats: str) -> None:
         self.name = name
         self.description = f"real comparisons from {data.path}"
-        self._data = data
+        self.strict_prompts = data.long_prompts == "error" or (data.long_prompts == "auto" and name != "hh-rlhf")
         if not data.path:
             raise InputError(
                 "no preference file is named", where="command line", field="data.path",
@@ -47,6 +47,8 @@ class Preferences:
         self.check = loaded.check
         parts = partition(loaded.pairs, _FRACTIONS, salt="trueline")
         self._parts = {key: [p for p in parts.get(key, []) if p.chosen != p.rejected] for key in _FRACTIONS}
+        if data.everything:
+            self._parts["training"] = [p for part in self._parts.values() for p in part]
         if len(loaded.pairs) < _LEAST:
             raise InputError(
                 f"{len(loaded.pairs)} usable pairs", where=str(data.path), field="rows",
@@ -86,7 +88,10 @@ class Preferences:
 
     def judge(self, prompt: Prompt, response: str) -> Judgement:
         raise InputError(
-            "this task has no embedded judge", where="settings", field="study.feedback", remedy="use study.feedback=learned"
+            "this task has no embedded judge",
+            where="settings",
+            field="study.feedback",
+            remedy="use study.feedback=learned",
         )
 
     def signature(self, prompt: Prompt, response: str) -> str | None:
@@ -105,7 +110,12 @@ class Preferences:
 
     def describe(self) -> Mapping[str, object]:
         counts = {key: len(pairs) for key, pairs in self._parts.items()} | {"test_prompts": len(self.prompts("test"))}
-        return {"pairs": counts, "format": self.check.format, "rows": self.check.rows, "quirks": dict(self.check.counts)}
+        return {
+            "pairs": counts,
+            "format": self.check.format,
+            "rows": self.check.rows,
+            "quirks": dict(self.check.counts),
+        }
 
 
 def _earlier_turns(prompt: Prompt) -> Sequence[Demonstration]:

@@ -31,6 +31,8 @@ class Task(Protocol):
     learned_gold: bool
     """True where no judge is embedded: one is trained on the gold split, which no arm sees."""
     eval_splits: tuple[str, ...]
+    strict_prompts: bool
+    """True where a prompt that does not fit is an error; False where it loses its oldest part."""
 
     def texts(self) -> list[str]:
         """The text that the embedded model's tokenizer is trained on."""

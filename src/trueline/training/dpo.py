@@ -12,6 +12,7 @@ from torch import Tensor
 from trueline.algorithms.averaging import ema_update_
 from trueline.algorithms.dpo import dpo_loss, implicit_rewards
 from trueline.algorithms.logprobs import sequence_logprobs
+from trueline.algorithms.reward_modeling import pairwise_accuracy
 from trueline.config import Section
 from trueline.data.batches import Tokenized, collate, micro_batches
 from trueline.errors import InputError, NumericsError
@@ -26,7 +27,7 @@ from trueline.training.stage import Stage, batch_on
 from trueline.training.step import Schedule, learning_rate_at, make_optimizer, optimize
 from trueline.types import Pair
 
-__all__ = ["Config", "PairItem", "pair_step", "pair_items", "reference_logprobs", "start_gate", "train"]
+__all__ = ["Config", "PairItem", "pair_items", "pair_step", "reference_logprobs", "start_gate", "train"]
 
 
 class Config(Section):
@@ -150,8 +151,7 @@ def pair_step(config, stage: Stage, policy: Decoder, optimizer, items: list[Pair
         with torch.no_grad():
             won = implicit_rewards(chosen, ref_chosen, beta=config.beta)
             lost = implicit_rewards(rejected, ref_rejected, beta=config.beta)
-            accurate = (won > lost).to(won.dtype) + 0.5 * (won == lost)
-            for name, value in zip(names, (losses, won, lost, accurate, chosen, rejected)):
+            for name, value in zip(names, (losses, won, lost, pairwise_accuracy(won, lost), chosen, rejected)):
                 sums[name] += float(value.sum())
         loss = losses.sum() / len(items)
         if config.nll_coef:

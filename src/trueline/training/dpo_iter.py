@@ -14,10 +14,10 @@ from pydantic import Field
 from trueline.config import Section
 from trueline.data.batches import Tokenized
 from trueline.models.fingerprints import fingerprint
-from trueline.training.feedback import reward_source
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.seeds import permutation, uniforms
 from trueline.training.dpo import PairItem, pair_step, reference_logprobs, start_gate
+from trueline.training.feedback import reward_source
 from trueline.training.policies import load_policy, save_policy
 from trueline.training.stage import Stage
 from trueline.training.step import make_optimizer
@@ -89,8 +89,9 @@ def train(config: Config, stage: Stage) -> None:
             if config.reference == "refresh":
                 reference.load_state_dict(policy.state_dict())
             _sample_and_label(config, stage, number, policy, reference, label, current)
-        if not current.items:
-            break  # every prompt's samples were scored alike: there is nothing left to learn from this labeller
+        if not current.items:  # every prompt's samples were scored alike: nothing is left to learn from this labeller
+            stage.snapshot(step, policy)
+            break
         picked = _rows(config, stage, number, within, len(current.items))
         gate = within == 0 and fingerprint(policy) == fingerprint(reference)
         metrics = pair_step(config, stage, policy, optimizer, [current.items[i] for i in picked], config.learning_rate)

@@ -24,7 +24,7 @@ from trueline.runs.cell import read_json, read_jsonl, write_json, write_jsonl
 from trueline.runs.meter import Cost
 from trueline.training.pairs import read_pairs
 from trueline.training.policies import load_policy, load_reward_model
-from trueline.training.stage import Progress, Stage
+from trueline.training.stage import Progress, Stage, batch_on
 from trueline.types import Judgement, Pair, Prompt
 
 __all__ = ["Config", "train"]
@@ -128,7 +128,7 @@ def _points(stage: Stage, sft: Decoder) -> list[Point]:
     nothing = {"flops": 0.0, "sampled_tokens": 0, "trained_tokens": 0}
     if arm == stage.inputs["sft"]:
         return [Point(0, lambda: sft, nothing)]
-    spent = {row["step"]: row for row in read_jsonl(arm / "metrics.jsonl")}
+    spent = {row["step"]: row for row in read_jsonl(arm / "metrics.jsonl")} if (arm / "metrics.jsonl").exists() else {}
 
     def load(step: int) -> Callable[[], Decoder]:
         def policy() -> Decoder:
@@ -141,6 +141,8 @@ def _points(stage: Stage, sft: Decoder) -> list[Point]:
     start = load_decoder(stage.inputs["start"] / "model").to(stage.device) if "start" in stage.inputs else sft
     points = [Point(0, lambda: start, nothing)]
     for step in checkpoint.steps(arm / "checkpoints"):
+        if step == 0:
+            continue  # a run that found nothing to learn from: its end is its start
         row = spent[step]
         points.append(Point(step, load(step), {name: row[f"spent/{name}"] for name in nothing}))
     return points
@@ -206,7 +208,7 @@ def _outside(stage: Stage, training: list[Pair]):
         return None
     density = load_policy(stage, "density")
     held_out = [stage.tokenize(p.prompt, side) for p in training[-(len(training) // 10 or 1) :] for side in (p.chosen, p.rejected)]
-    batches = [collate([held_out[i] for i in g], stage.tokenizer.pad_id)
+    batches = [batch_on(collate([held_out[i] for i in g], stage.tokenizer.pad_id), stage)
                for g in micro_batches([len(h) for h in held_out], 2 * stage.limits.micro_tokens)]  # fmt: skip
     limit = float(np.quantile(np.concatenate([_nll(stage, density, b.tokens, b.response_mask) for b in batches]), 0.99))
 
@@ -222,7 +224,7 @@ def _nll(stage: Stage, model: Decoder, tokens, mask) -> np.ndarray:
     out = np.zeros(len(tokens))
     for group in micro_batches([tokens.shape[1]] * len(tokens), 2 * stage.limits.micro_tokens):
         scored, _ = response_logprobs(model, tokens[group], mask[group], stage.sampling)
-        out[group] = (-scored.sum(1) / mask[group].sum(1)).numpy()
+        out[group] = (-scored.sum(1) / mask[group].sum(1)).cpu().numpy()
     return out
 
 
@@ -234,7 +236,7 @@ def _pair_logps(stage: Stage, policy: Decoder, pairs: list[Pair]) -> dict[str, f
         items = [stage.tokenize(p.prompt, getattr(p, side)) for p in pairs]
         total = 0.0
         for group in micro_batches([len(item) for item in items], 2 * stage.limits.micro_tokens):
-            batch = collate([items[i] for i in group], stage.tokenizer.pad_id)
+            batch = batch_on(collate([items[i] for i in group], stage.tokenizer.pad_id), stage)
             scored, _ = response_logprobs(policy, batch.tokens, batch.response_mask, stage.sampling)
             total += float(sequence_logprobs(scored, batch.response_mask).sum())
         means[f"pairs/logps_{side}"] = total / len(items)

@@ -34,9 +34,9 @@ class UpdateSettings:
 
 
 def minibatches(stage: Stage, iteration: int, epoch: int, rows: int, count: int) -> list[Tensor]:
-    """The rows of a batch, shuffled, in `count` parts."""
+    """The rows of a batch, shuffled, in `count` parts (fewer where there are fewer rows)."""
     order = torch.from_numpy(permutation(stage.seed, f"{stage.method}/minibatches/{epoch}", iteration, rows))
-    return [part.to(stage.device) for part in order.tensor_split(count)]
+    return [part.to(stage.device) for part in order.tensor_split(min(count, rows))]
 
 
 def groups_of(stage: Stage, exp: Experience, rows: Tensor) -> list[Tensor]:

@@ -18,6 +18,7 @@ from trueline.algorithms.controllers import AdaptiveKL, FixedKL
 from trueline.algorithms.masking import masked_mean, masked_sum, normalize
 from trueline.algorithms.ppo import clipped_value_loss, explained_variance
 from trueline.config import Section
+from trueline.errors import NumericsError
 from trueline.models.decoder import Decoder
 from trueline.models.fingerprints import fingerprint
 from trueline.models.heads import ScalarModel, last_values, scalar_from
@@ -139,8 +140,6 @@ def _critic(config: Config, stage: Stage, policy: Decoder) -> ScalarModel:
 
 
 def _kl_gate(metrics: dict[str, float]) -> None:
-    from trueline.errors import NumericsError
-
     if abs(metrics["objective/kl_reference"]) > 1e-3:
         raise NumericsError(
             f"start gate: KL to the reference is {metrics['objective/kl_reference']:.6f} at the first step, though policy and "
@@ -150,8 +149,10 @@ def _kl_gate(metrics: dict[str, float]) -> None:
 
 @torch.no_grad()
 def _estimate(config: Config, stage: Stage, critic: ScalarModel, moments: RunningMoments, kl_coef: float, exp: Experience):
-    """Token rewards, values, advantages and returns of a batch. Values are the critic's before each response token, in
-    the normalised space that it is trained in; the estimates themselves are made in reward units."""
+    """Advantages, returns, values and metrics of a batch. The estimates are made in reward units. Values (the critic's
+    before each response token) and returns come back in the space that the critic is trained in: with value_norm both
+    are normalised with the moments that hold this batch's returns too, so that the clipped loss compares like with like.
+    """
     rollout, mask = exp.rollout, exp.rollout.response_mask
     outputs = over_rows(stage, rollout, lambda tokens, _: critic(tokens), 2 * stage.limits.micro_tokens)
     stage.meter.forward(critic.parameter_count, int(rollout.lengths.sum()))
@@ -171,10 +172,10 @@ def _estimate(config: Config, stage: Stage, critic: ScalarModel, moments: Runnin
     }
     if config.value_norm:
         moments.update(returns, mask)
-        returns = moments.normalize(returns)
+        returns, raw = moments.normalize(returns), moments.normalize(raw)
     if config.advantage_norm:
         advantages = normalize(advantages, mask)
-    return advantages, returns, before, metrics
+    return advantages, returns, raw, metrics
 
 
 def _update(config: Config, stage: Stage, policy, critic, reference, optimizers, exp: Experience,

@@ -74,13 +74,12 @@ def train(config: Config, stage: Stage) -> None:
     # 4. Calibration on SFT samples, accuracy on held-out pairs; what it leaves.
     save_reward_model(stage, model)
     write_json(stage.cell / "reward_model" / "calibration.json", _calibrate(stage, policy, model))
-    accuracy = float(_accuracy(stage, model, held_out)) if held_out else None
+    accuracy = _accuracy(stage, model, held_out) if held_out else None
     stage.finish(steps=step, held_out_accuracy=accuracy, held_out_pairs=len(held_out))
 
 
-def _scores(model: ScalarModel, stage: Stage, items: list[Tokenized], rows: Tensor | None = None) -> Tensor:
-    chosen = items if rows is None else [items[i] for i in rows.tolist()]
-    batch = batch_on(collate(chosen, stage.tokenizer.pad_id), stage)
+def _scores(model: ScalarModel, stage: Stage, items: list[Tokenized]) -> Tensor:
+    batch = batch_on(collate(items, stage.tokenizer.pad_id), stage)
     return last_values(model(batch.tokens), batch.lengths)
 
 
@@ -110,11 +109,13 @@ def _step(config: Config, stage: Stage, model: ScalarModel, optimizer, batch, le
 
 
 @torch.no_grad()
-def _accuracy(stage: Stage, model: ScalarModel, items) -> Tensor:
-    chosen = _scores(model, stage, [c for c, _ in items])
-    rejected = _scores(model, stage, [r for _, r in items])
+def _accuracy(stage: Stage, model: ScalarModel, items: list[tuple[Tokenized, Tokenized]]) -> float:
+    lengths, right = [2 * max(len(c), len(r)) for c, r in items], 0.0
+    for group in micro_batches(lengths, 2 * stage.limits.micro_tokens):
+        sides = [items[i][0] for i in group] + [items[i][1] for i in group]
+        right += float(pairwise_accuracy(*_scores(model, stage, sides).chunk(2)).sum())
     stage.meter.forward(model.parameter_count, sum(len(c) + len(r) for c, r in items))
-    return pairwise_accuracy(chosen, rejected).mean()
+    return right / len(items)
 
 
 def _calibrate(stage: Stage, policy, model: ScalarModel) -> dict[str, float]:

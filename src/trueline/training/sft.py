@@ -9,7 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trueline.algorithms.logprobs import sequence_logprobs
+from trueline.algorithms.masking import masked_sum
+from trueline.algorithms.sft import sft_loss
 from trueline.config import Section
 from trueline.data.batches import TokenBatch, Tokenized, collate, micro_batches
 from trueline.errors import InputError
@@ -107,7 +108,7 @@ def _step(config: Config, stage: Stage, policy: Decoder, optimizer, items: list[
     def loss_of(rows: Tensor) -> Tensor:
         width = int(batch.lengths[rows].max())
         logprobs, _ = response_logprobs(policy, batch.tokens[rows, :width], mask[rows, :width], stage.sampling)
-        return -sequence_logprobs(logprobs, mask[rows, :width]).sum() / count
+        return masked_sum(sft_loss(logprobs), mask[rows, :width]) / count
 
     result = optimize(
         policy, optimizer, _groups(batch, stage), loss_of, learning_rate=learning_rate,

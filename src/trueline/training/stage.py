@@ -28,6 +28,8 @@ from trueline.types import Prompt
 
 __all__ = ["Limits", "Progress", "Stage"]
 
+_HEADROOM = 1.1  # steps differ in length: the next one may take a tenth more than any before it
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -51,6 +53,21 @@ class Limits:
     budget_flops: float | None = None
     max_steps: int | None = None
     snapshots: int = 8
+    stop_share: float = 1.0
+    """Of the planned steps: schedules see the whole plan, the run stops here."""
+
+
+class _Pace:
+    """The cost of the largest step so far: what the budget must still hold for the next one."""
+
+    def __init__(self) -> None:
+        self.largest = self.mark = 0.0
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        return {}, {"largest": self.largest}
+
+    def load(self, state: tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]) -> None:
+        self.largest = state[1]["largest"]
 
 
 @dataclass
@@ -72,6 +89,8 @@ class Stage:
     def __post_init__(self) -> None:
         self.meter = BudgetMeter(self.limits.budget_flops)
         self.sampling = Sampling(forbidden=self.forbidden())
+        self._pace = _Pace()
+        self._out_of_budget = False
         self._registry: dict[str, checkpoint.Stateful] = {}
         self._clock = time.perf_counter()
         self._paused = 0.0
@@ -104,7 +123,7 @@ class Stage:
 
     def begin(self, registry: Mapping[str, checkpoint.Stateful], objective: str) -> int:
         """Register what a checkpoint holds, say the objective, resume if there is something to resume; the next step."""
-        self._registry = {**registry, "meter": self.meter}
+        self._registry = {**registry, "meter": self.meter, "pace": self._pace}
         (self.cell / "objective.txt").write_text(objective + "\n", encoding="utf-8")
         self.report(Progress(self.cell.directory.name, self.method, 0, 0, note=objective))
         found = checkpoint.latest_step(self.cell.checkpoints)
@@ -122,12 +141,19 @@ class Stage:
         return planned if self.limits.max_steps is None else min(planned, self.limits.max_steps)
 
     def may_step(self, step: int, total: int) -> bool:
-        """Whether step number `step` (from 0) is within the plan and the budget."""
-        return step < total and self.meter.affords_another_step
+        """Whether step number `step` (from 0) is within the plan and the budget: a step like the largest one so far, and
+        a little more, must fit under the cap. What is spent from here to `end_step` is that step's cost."""
+        if step >= max(1, round(self.limits.stop_share * total)):
+            return False
+        self._pace.mark = self.meter.flops
+        cap = self.limits.budget_flops
+        self._out_of_budget = cap is not None and step > 0 and self.meter.flops + _HEADROOM * self._pace.largest > cap
+        return not self._out_of_budget
 
     def end_step(self, step: int, total: int, metrics: Mapping[str, float], policy: Decoder | None) -> None:
         """Book a finished step: metrics, timings, progress; every total/snapshots steps a checkpoint with samples."""
         self.meter.step_done()
+        self._pace.largest = max(self._pace.largest, self.meter.flops - self._pace.mark)
         self.meter.seconds = time.perf_counter() - self._clock - self._paused
         done = step + 1
         self.cell.log("metrics", {"step": done} | dict(metrics) | self._spent())
@@ -136,11 +162,17 @@ class Stage:
         note = " ".join(f"{name}={value:.3g}" for name, value in list(metrics.items())[:3])
         sample = ""
         if last or self._due(done, total):
-            began = time.perf_counter()
-            checkpoint.save(self.cell.checkpoints, done, self._registry)
-            sample = self._sample(policy, done) if policy is not None else ""
-            self._paused += time.perf_counter() - began
+            sample = self.snapshot(done, policy)
         self.report(Progress(self.cell.directory.name, self.method, done, total, note, sample))
+
+    def snapshot(self, done: int, policy: Decoder | None) -> str:
+        """A checkpoint after `done` steps, with samples; returns the first of them. Its time is not the method's."""
+        began = time.perf_counter()
+        # Samples first: a run that is killed in between resumes before this step and writes them again.
+        sample = self._sample(policy, done) if policy is not None else ""
+        checkpoint.save(self.cell.checkpoints, done, self._registry)
+        self._paused += time.perf_counter() - began
+        return sample
 
     def _due(self, done: int, total: int) -> bool:
         # Snapshots lie at total/n, 2 total/n, ... rounded; a plan of fewer steps has one at each.
@@ -170,7 +202,7 @@ class Stage:
         cost = self.meter.cost()
         write_json(self.cell / "cost.json", {"own": cost.as_dict()})
         self.cell.finish(method=self.method, seed=self.seed, flops=self.meter.flops,
-                         stopped_by_budget=not self.meter.affords_another_step, **facts)  # fmt: skip
+                         stopped_by_budget=self._out_of_budget, **facts)  # fmt: skip
 
 
 def batch_on(batch: TokenBatch, stage: Stage) -> TokenBatch:

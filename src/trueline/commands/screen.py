@@ -17,7 +17,16 @@ from trueline.study.page import visible
 __all__ = ["Screen", "show_arms"]
 
 # Relative cost of the pages (CPU seconds of the embedded world): the time left is this plan scaled by what was seen.
-_WEIGHTS = {"sft": 17.0, "pairs": 1.0, "reward": 9.0, "dpo": 13.0, "dpo-iter": 15.0, "ppo": 27.0, "rloo": 18.0, "evaluate": 4.0}
+_WEIGHTS = {
+    "sft": 17.0,
+    "pairs": 1.0,
+    "reward": 9.0,
+    "dpo": 13.0,
+    "dpo-iter": 15.0,
+    "ppo": 27.0,
+    "rloo": 18.0,
+    "evaluate": 4.0,
+}
 
 
 class Screen:
@@ -53,7 +62,9 @@ class Screen:
             if key not in self._started:
                 self.reused.add(key)
             elif not self._live and self.share[key] >= 0:
-                self.console.print(f"[{time.perf_counter() - self.began:6.1f} s] seed {node.seed} {_label(node)} done", highlight=False)
+                self.console.print(
+                    f"[{time.perf_counter() - self.began:6.1f} s] seed {node.seed} {_label(node)} done", highlight=False
+                )
             self.share[key] = 1.0
         elif progress.note == "queued":
             self._started.add(key)
@@ -70,6 +81,10 @@ class Screen:
         if self._live:
             self._live.update(self.render())
 
+    def expected_minutes(self) -> float:
+        """The whole plan by the weights above, spread over the workers."""
+        return max(1.0, sum(_WEIGHTS.get(node.page, 10.0) for node in self.nodes.values()) / self.workers / 60)
+
     def seconds_left(self) -> float | None:
         """Remaining work of the plan at the speed seen so far, over the workers; None while nothing has been seen."""
         own = [key for key in self.nodes if key not in self.reused]
@@ -82,7 +97,9 @@ class Screen:
     def render(self) -> Table:
         """The table as it stands."""
         left = self.seconds_left()
-        title = f"{time.perf_counter() - self.began:.0f} s" + (f", about {_span(left)} left" if left is not None else "")
+        title = f"{time.perf_counter() - self.began:.0f} s" + (
+            f", about {_span(left)} left" if left is not None else ""
+        )
         table = Table(title=title, title_justify="left", expand=False, show_edge=False)
         table.add_column("stage or arm")
         seeds = sorted({node.seed for node in self.nodes.values()})
@@ -136,7 +153,9 @@ def _arm_row(arm: dict[str, Any]) -> Iterable[str]:
     kl = arm["metrics"].get("test/sampled/kl", {}).get("mean")
     length = arm["metrics"].get("test/sampled/length", {}).get("mean")
     collapsed = sum(map(bool, arm["collapsed"]))
-    mark = f"[red]ends below SFT in {collapsed} of {len(arm['collapsed'])} seeds[/red]" if collapsed and arm["name"] != "sft" else ""
+    mark = (
+        f"[red]ends below SFT {collapsed}/{len(arm['collapsed'])}[/red]" if collapsed and arm["name"] != "sft" else ""
+    )
     return (
         arm["name"], f"{gold['mean']:.2f}", interval, "" if kl is None else f"{kl:.2f}", "" if length is None else f"{length:.1f}",
         f"{arm['cost']['flops'] / 1e15:.4f}", f"{arm['cost']['seconds']:.0f}", mark,

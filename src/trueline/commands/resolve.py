@@ -30,7 +30,11 @@ def section_types(task: str) -> dict[str, type[Section]]:
     methods = {"sft": "sft", "sft_chosen": "sft", "reward": "reward", "dpo": "dpo", "dpo_iter": "dpo-iter", "ppo": "ppo",
                "rloo": "rloo", "evaluate": "evaluate"}  # fmt: skip
     fixed = {"data": Data, "model": Model, "train": Train, "study": Study}
-    return fixed | {"world": DialogueWorld if task == "dialogue" else NoWorld} | {k: page(m).Config for k, m in methods.items()}
+    return (
+        fixed
+        | {"world": DialogueWorld if task == "dialogue" else NoWorld}
+        | {k: page(m).Config for k, m in methods.items()}
+    )
 
 
 def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, dict[str, Any], Task]:
@@ -63,14 +67,22 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
 
 def _task_of(file: Path) -> str:
     if not file.is_file():
-        raise InputError("file not found", where=str(file), remedy="give a task's name or a .yaml or .toml file that exists")
+        raise InputError(
+            "file not found", where=str(file), remedy="give a task's name or a .yaml or .toml file that exists"
+        )
     try:
-        raw = tomllib.loads(file.read_text("utf-8")) if file.suffix == ".toml" else yaml.safe_load(file.read_text("utf-8"))
+        raw = (
+            tomllib.loads(file.read_text("utf-8"))
+            if file.suffix == ".toml"
+            else yaml.safe_load(file.read_text("utf-8"))
+        )
     except (yaml.YAMLError, tomllib.TOMLDecodeError, UnicodeDecodeError):
         return "dialogue"  # the full load names the line and the reason
     name = raw.get("task") if isinstance(raw, dict) else None
     if not isinstance(name, str):
-        raise InputError("missing", where=str(file), field="task", remedy=f"add a line task: NAME, one of {', '.join(task_names())}")
+        raise InputError(
+            "missing", where=str(file), field="task", remedy=f"add a line task: NAME, one of {', '.join(task_names())}"
+        )
     return name
 
 

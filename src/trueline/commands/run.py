@@ -9,18 +9,20 @@ from typing import Any
 
 from rich.console import Console
 
+from trueline.commands.screen import Screen, show_arms
 from trueline.runs.cell import read_json
-from trueline.screen import Screen, show_arms
 from trueline.study.design import nodes_of_stage, nodes_of_study, variants
 from trueline.study.execute import Executor
 from trueline.study.record import claim, complete, identity_of, manifest_of, stage_index
 from trueline.study.report import build
 from trueline.tasks.task import Task
 
-__all__ = ["run_stage", "run_study"]
+__all__ = ["execute", "run_stage", "run_study"]
 
 
-def run_study(task: Task, sections: Mapping[str, Any], directory: Path, command: str, *, console: Console) -> dict[str, Any]:
+def run_study(
+    task: Task, sections: Mapping[str, Any], directory: Path, command: str, *, console: Console
+) -> dict[str, Any]:
     """Run every cell that is not there yet, judge, write the report, show the last screen; returns report.json."""
     identity = identity_of(task.name, sections, task.describe())
     claim(directory, identity, command)
@@ -28,7 +30,7 @@ def run_study(task: Task, sections: Mapping[str, Any], directory: Path, command:
     signatures = not task.learned_gold
     nodes = nodes_of_study(sections, learned_gold=task.learned_gold, signatures=signatures)
     began = time.perf_counter()
-    cells = _execute(task, sections, directory, nodes, console, named=None)
+    cells = execute(task, sections, directory, nodes, console, named=None)
     manifest = manifest_of(task, sections, identity, command, worlds, nodes, cells)
     complete(directory, manifest, nodes, cells)
     report = build(directory)
@@ -42,28 +44,43 @@ def run_study(task: Task, sections: Mapping[str, Any], directory: Path, command:
     return report
 
 
-def run_stage(stage: str, task: Task, sections: Mapping[str, Any], directory: Path, command: str, *, console: Console) -> dict[str, Path]:
+def run_stage(
+    stage: str, task: Task, sections: Mapping[str, Any], directory: Path, command: str, *, console: Console
+) -> dict[str, Path]:
     """Train one stage at each seed, with the stages before it where their cells are not there yet."""
     identity = identity_of(task.name, sections, {**task.describe(), "stage": stage})
     claim(directory, identity, command)
-    nodes = [n for seed in sections["study"].seeds for n in nodes_of_stage(sections, stage, seed, learned_gold=task.learned_gold)]
-    cells = _execute(task, sections, directory, nodes, console, named=stage)
+    nodes = [
+        n
+        for seed in sections["study"].seeds
+        for n in nodes_of_stage(sections, stage, seed, learned_gold=task.learned_gold)
+    ]
+    cells = execute(task, sections, directory, nodes, console, named=stage)
     stage_index(directory, nodes, cells)
     for node in nodes:
         if node.arm == stage:
             done = read_json(cells[node.key] / "done.json")
-            console.print(f"seed {node.seed}: {done['steps']} steps, {done['flops']:.3g} FLOP, {cells[node.key]}", markup=False)
+            console.print(
+                f"seed {node.seed}: {done['steps']} steps, {done['flops']:.3g} FLOP, {cells[node.key]}", markup=False
+            )
     return cells
 
 
-def _execute(task: Task, sections: Mapping[str, Any], directory: Path, nodes: list, console: Console, named: str | None) -> dict[str, Path]:
+def execute(task: Task, sections: Mapping[str, Any], directory: Path, nodes: list, console: Console, *, named: str | None,
+            share: float = 1.0) -> dict[str, Path]:  # fmt: skip
+    """Say the plan, run the nodes with a live screen, return the cell of each. `share` of the named stage's steps."""
     screens: list[Screen] = []
     executor = Executor(directory, task, sections, lambda key, progress: screens[0].report(key, progress))
     workers = executor.workers()
     seeds = sorted({node.seed for node in nodes})
     arms = list(dict.fromkeys(n.arm for n in nodes if n.page != "evaluate"))
     console.print(f"{task.description}; nothing is downloaded", markup=False)
-    console.print(f"seeds {', '.join(map(str, seeds))}; {len(nodes)} cells on {workers} workers: {', '.join(arms)}", markup=False)
-    with Screen(console, nodes, workers) as screen:
+    screen = Screen(console, nodes, workers)
+    console.print(
+        f"seeds {', '.join(map(str, seeds))}; {len(nodes)} cells on {workers} workers: {', '.join(arms)}", markup=False
+    )
+    if sections["model"].size == "tiny" and not sections["model"].path and sections["train"].max_steps == 0:
+        console.print(f"expected: about {screen.expected_minutes():.0f} minutes on a laptop's cores", markup=False)
+    with screen:
         screens.append(screen)
-        return executor.run(nodes, named=named)
+        return executor.run(nodes, named=named, share=share)

@@ -1,0 +1,99 @@
+"""`trueline train REPORT.json`: train what a study recommends, with the settings it used, and leave the folder."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from statistics import median
+
+from rich.console import Console
+
+from trueline.commands.resolve import resolve
+from trueline.commands.run import execute
+from trueline.errors import InputError
+from trueline.runs.cell import read_json, write_json
+from trueline.study.design import PAGE_OF, nodes_of_stage
+from trueline.study.record import claim, identity_of, stage_index
+
+__all__ = ["train_recommended"]
+
+
+def train_recommended(report_path: Path, overrides: list[str], out: Path, command: str, console: Console) -> None:
+    """Train the report's arm on all of the study's pairs and copy it to `out/model` (and critic, reward model).
+
+    It stops where the study's selected checkpoints lay (the median share of the planned steps over seeds): there is no
+    held-out judge left to select with.
+    """
+    report, study_directory = _read(report_path), report_path.parent
+    chosen, overrides = _chosen(report, overrides, report_path)
+    manifest = read_json(study_directory / "manifest.json")
+    everything = [] if report["task"] == "dialogue" else ["data.everything=true"]
+    name, sections, task = resolve(report["task"], [*_given(manifest), *everything, *overrides], False)
+    share = _selected_share(study_directory, chosen)
+    identity = identity_of(name, sections, {**task.describe(), "train": chosen})
+    claim(out, identity, command)
+    seed = sections["study"].seeds[0]
+    nodes = nodes_of_stage(sections, chosen, seed, learned_gold=task.learned_gold)
+    console.print(
+        f"training {chosen}, stopping at {100 * share:.0f}% of its planned steps, where the study's selected checkpoints lay"
+    )
+    cells = execute(task, sections, out, nodes, console, named=chosen, share=share)
+    stage_index(out, nodes, cells)
+    target = next(cells[node.key] for node in nodes if node.arm == chosen)
+    for folder in ("model", "critic", "reward_model"):
+        if (target / folder).is_dir():
+            shutil.rmtree(out / folder, ignore_errors=True)
+            shutil.copytree(target / folder, out / folder)
+    write_json(
+        out / "recommendation.json",
+        {"arm": chosen, "share": share, "report": str(report_path), "verdict": report["verdict"]},
+    )
+    console.print(f"{chosen}: {out / 'model'} (loads with transformers' AutoModelForCausalLM)", markup=False)
+
+
+def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise InputError("file not found", where=str(path), remedy="give the report.json of a study")
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"not JSON ({error})", where=str(path), remedy="rebuild it: trueline report DIR") from None
+    for key in ("task", "verdict", "arms"):
+        if key not in report:
+            raise InputError("missing", where=str(path), field=key, remedy="rebuild it: trueline report DIR")
+    return report
+
+
+def _chosen(report: dict, overrides: list[str], path: Path) -> tuple[str, list[str]]:
+    own = [item.removeprefix("arm=") for item in overrides if item.startswith("arm=")]
+    rest = [item for item in overrides if not item.startswith("arm=")]
+    trainable = [arm["name"] for arm in report["arms"] if arm["name"] == "sft" or PAGE_OF.get(arm["name"])]
+    chosen = own[-1] if own else report["verdict"]["answer"]
+    if chosen == "no-difference":
+        chosen = report["verdict"]["cheapest"]
+    if chosen not in trainable:
+        why = "the study cannot tell" if chosen == "cannot-tell" else f"{chosen!r} is not an arm that is trained"
+        raise InputError(why, where=str(path), field="verdict.answer",
+                         remedy=f"run more seeds, or choose: arm=NAME with one of {', '.join(trainable)}")  # fmt: skip
+    return chosen, rest
+
+
+def _given(manifest: dict) -> list[str]:
+    """The settings of the study that a user may have set, as overrides."""
+    out = []
+    for section, values in manifest.get("sections", {}).items():
+        for key, value in values.items():
+            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            if value != "" and not (section == "study" and key in ("arms", "trials")):
+                out.append(f"{section}.{key}={text}")
+    return out
+
+
+def _selected_share(directory: Path, arm: str) -> float:
+    rows = [row for row in read_json(directory / "index.json")["cells"] if row["arm"] == arm]
+    shares = []
+    for row in rows:
+        picks = read_json(directory / "cells" / row["cell"] / "evaluation.json")["picks"]
+        shares.append(picks["selected"] / picks["end"] if picks["end"] else 1.0)
+    return median(shares) if shares else 1.0
