@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 
-# Overrides of `trueline ... dialogue` that make a run of seconds.
-TINY = ("world.demonstrations=300", "world.pairs=120", "train.snapshots=2")
 PROMPT_TOKENS, NEW_TOKENS = 24, 40
 
 
@@ -35,7 +33,8 @@ class TinyWorld:
         limits = {"micro_tokens": 1536, "snapshots": 2} | limits
         return Stage(
             method, seed, task or self.task, cell, ChatTokenizer.load(self.base / "tokenizer"),
-            Limits(PROMPT_TOKENS, NEW_TOKENS, **limits), inputs=given, report=report or (lambda progress: None), charged=charged,
+            Limits(PROMPT_TOKENS, NEW_TOKENS, **limits), inputs=given, charged=charged,
+            report=report or (lambda progress: None),
         )  # fmt: skip
 
     def run(self, method: str, directory: Path, settings: Mapping[str, Any] | None = None, **more: Any) -> Path:
@@ -63,5 +62,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     fast = {"batch_size": 32, "learning_rate": 1e-2}
     world.cells["sft"] = world.run("sft", directory / "sft", {"epochs": 3.0, **fast})
     world.cells["pairs"] = world.run("pairs", directory / "pairs")
-    world.cells["reward"] = world.run("reward", directory / "reward", {"epochs": 4.0, "batch_size": 32, "learning_rate": 3e-3})
+    world.cells["reward"] = world.run(
+        "reward", directory / "reward", {"epochs": 4.0, "batch_size": 32, "learning_rate": 3e-3}
+    )
     return world

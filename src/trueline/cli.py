@@ -1,4 +1,7 @@
-"""The command line: `trueline COMMAND [TASK | CONFIG.yaml] [key=value ...] [-o DIR]`. Heavy imports are in functions."""
+"""The command line: `trueline COMMAND [TASK | CONFIG.yaml] [key=value ...] [-o DIR]`.
+
+Heavy imports are in functions.
+"""
 
 from __future__ import annotations
 
@@ -18,8 +21,11 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     help="DPO or PPO for aligning this language model, or both? Measured on your model, data and budget, then trained.",
-    no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False,
-)  # fmt: skip
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 data_app = typer.Typer(help="Look at preference files.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
@@ -36,30 +42,33 @@ Seeds = Annotated[str, typer.Option("--seeds", help="training seeds, for example
 Resume = Annotated[bool, typer.Option("--resume", help="go on with what the directory holds (also without this flag)")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 
+_STOPPED = "stopped; what ran is kept. Go on with the same command:\n  "
+
 
 def main() -> None:
     """Run the program; errors of the user's input end in one line and exit code 2."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
-        app(standalone_mode=False)
+        code = app(standalone_mode=False)
     except TruelineError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        _fail("stopped; what ran is kept. Go on with the same command:\n  " + _command(), 130)
+        _fail(_STOPPED + _command(), 130)
     except Exception as error:  # typer's own usage errors carry their message and code
         if hasattr(error, "format_message"):
             _fail(error.format_message(), 2)
         if type(error).__name__ in ("Exit", "Abort"):
             sys.exit(getattr(error, "exit_code", 130))
         raise
-
-
-class _Stopped(BaseException):
-    """SIGTERM was received."""
+    else:
+        if code == 130:  # typer catches Ctrl-C itself and hands its exit code back
+            _fail(_STOPPED + _command(), 130)
+        if isinstance(code, int):
+            sys.exit(code)
 
 
 def _terminate(number: int, frame: Any) -> None:
-    print("trueline: stopped; what ran is kept. Go on with the same command:\n  " + _command(), file=sys.stderr)
+    print("trueline: " + _STOPPED + _command(), file=sys.stderr)
     for process in _children():
         process.kill()
     os._exit(143)
@@ -83,8 +92,15 @@ def _command() -> str:
 
 
 @app.command()
-def study(target: Target, overrides: Overrides = None, out: Out = None, quick: Quick = False, seeds: Seeds = "",
-          resume: Resume = False, as_json: AsJson = False) -> None:  # fmt: skip
+def study(
+    target: Target,
+    overrides: Overrides = None,
+    out: Out = None,
+    quick: Quick = False,
+    seeds: Seeds = "",
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
     """Train and compare SFT, DPO, DPO-Iter, PPO, both and the baselines; give a verdict and a report."""
     name, sections, task = _load(target, overrides, quick, seeds)
     from trueline.commands.run import run_study
@@ -105,8 +121,14 @@ def _stage(stage: str, target: str, overrides: list[str] | None, out: Path | Non
 
 
 def _add_stage(stage: str, text: str) -> None:
-    def command(target: Target, overrides: Overrides = None, out: Out = None, quick: Quick = False, seeds: Seeds = "0",
-                resume: Resume = False) -> None:  # fmt: skip
+    def command(
+        target: Target,
+        overrides: Overrides = None,
+        out: Out = None,
+        quick: Quick = False,
+        seeds: Seeds = "0",
+        resume: Resume = False,
+    ) -> None:
         _stage(stage, target, overrides, out, quick, seeds)
 
     command.__doc__ = text
@@ -122,8 +144,11 @@ _add_stage("rloo", "Critic-free policy gradient: leave-one-out or group baseline
 
 
 @app.command()
-def train(report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="of a study")],
-          overrides: Overrides = None, out: Out = None) -> None:  # fmt: skip
+def train(
+    report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="of a study")],
+    overrides: Overrides = None,
+    out: Out = None,
+) -> None:
     """Train what a study's report recommends and leave a Hugging Face folder (arm=NAME to choose yourself)."""
     from trueline.commands.recommend import train_recommended
 
@@ -150,12 +175,14 @@ def evaluate(target: Target, overrides: Overrides = None, out: Out = None, as_js
 
 
 @app.command()
-def sample(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a Hugging Face folder, or a cell of a run")],
-           prompt: Annotated[str, typer.Argument(help="what the user says")],
-           n: Annotated[int, typer.Option("-n", help="how many responses")] = 3,
-           seed: Annotated[int, typer.Option("--seed")] = 0,
-           max_new_tokens: Annotated[int, typer.Option("--max-new-tokens")] = 64,
-           greedy: Annotated[bool, typer.Option("--greedy", help="the most likely token each time")] = False) -> None:  # fmt: skip
+def sample(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="a Hugging Face folder, or a cell of a run")],
+    prompt: Annotated[str, typer.Argument(help="what the user says")],
+    n: Annotated[int, typer.Option("-n", help="how many responses")] = 3,
+    seed: Annotated[int, typer.Option("--seed")] = 0,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens")] = 64,
+    greedy: Annotated[bool, typer.Option("--greedy", help="the most likely token each time")] = False,
+) -> None:
     """Sample responses from a checkpoint."""
     from trueline.commands.checkpoints import sample_folder
 
@@ -187,9 +214,11 @@ def env() -> None:
 
 
 @data_app.command()
-def check(file: Annotated[list[str], typer.Argument(metavar="FILE...", help="a path, a quoted glob, or several")],
-          format: Annotated[str, typer.Option("--format", help="auto, pairs, messages or hh-rlhf")] = "auto",
-          as_json: AsJson = False) -> None:  # fmt: skip
+def check(
+    file: Annotated[list[str], typer.Argument(metavar="FILE...", help="a path, a quoted glob, or several")],
+    format: Annotated[str, typer.Option("--format", help="auto, pairs, messages or hh-rlhf")] = "auto",
+    as_json: AsJson = False,
+) -> None:
     """Rows, format, quirks and bad rows of a preference file."""
     from trueline.data.check import check as run_check
     from trueline.data.sources import expand
@@ -201,9 +230,11 @@ def check(file: Annotated[list[str], typer.Argument(metavar="FILE...", help="a p
 
 
 @data_app.command()
-def show(file: Annotated[list[str], typer.Argument(metavar="FILE...")],
-         n: Annotated[int, typer.Option("-n", help="how many rows")] = 3,
-         format: Annotated[str, typer.Option("--format")] = "auto") -> None:  # fmt: skip
+def show(
+    file: Annotated[list[str], typer.Argument(metavar="FILE...")],
+    n: Annotated[int, typer.Option("-n", help="how many rows")] = 3,
+    format: Annotated[str, typer.Option("--format")] = "auto",
+) -> None:
     """The first pairs of a file as they will be read: prompt, chosen, rejected."""
     from trueline.data.loading import load_pairs
     from trueline.study.page import visible

@@ -299,15 +299,21 @@ def _from_text(entry: _Given, annotation: Any) -> Any:
     if sequence is not None and not quoted and not text.startswith("[") and ("," in text or str not in members):
         args = [a for a in typing.get_args(sequence) if a is not Ellipsis]
         parts = [part.strip() for part in text.split(",") if part.strip()]
-        return [_from_text(_Given(entry.key, p, entry.where, True), args[i if i < len(args) else -1] if args else Any)
-                for i, p in enumerate(parts)]  # fmt: skip
+        return [
+            _from_text(_Given(entry.key, p, entry.where, True), args[i if i < len(args) else -1] if args else Any)
+            for i, p in enumerate(parts)
+        ]
     if _is_word(members) and not (sequence is not None and text.startswith("[")):
         return text[1:-1] if quoted else text
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError):
-        raise InputError(f"cannot read {reprlib.repr(text)}", where=entry.where, field=entry.key,
-                         remedy=f"expected {_type_name(annotation)}") from None  # fmt: skip
+        raise InputError(
+            f"cannot read {reprlib.repr(text)}",
+            where=entry.where,
+            field=entry.key,
+            remedy=f"expected {_type_name(annotation)}",
+        ) from None
 
 
 def _is_word(members: Sequence[Any]) -> bool:

@@ -22,7 +22,10 @@ class Message:
 
 @dataclass(frozen=True)
 class Prompt:
-    """The turns before the response. `kind` is a task's own label (for example "harmful"); `meta` belongs to the task."""
+    """The turns before the response.
+
+    `kind` is a task's own label (for example "harmful"); `meta` belongs to the task.
+    """
 
     messages: tuple[Message, ...]
     kind: str = ""

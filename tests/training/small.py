@@ -27,7 +27,9 @@ def small(method: str, **changes: Any) -> dict[str, Any]:
     return {key: value for key, value in SMALL.items() if key in fields} | changes
 
 
-def run_small(world: Any, method: str, directory: Path, *, settings: Mapping[str, Any] | None = None, **more: Any) -> Path:
+def run_small(
+    world: Any, method: str, directory: Path, *, settings: Mapping[str, Any] | None = None, **more: Any
+) -> Path:
     """A run of `STEPS` steps (fewer where `max_steps` says so)."""
     more = {"max_steps": STEPS} | more
     if method == "evaluate":

@@ -46,8 +46,6 @@ def sampled(monkeypatch) -> list:
     return kept
 
 
-
-
 @pytest.fixture
 def counted(tiny_world):
     """`counted(prompt, response)`: the real tokens of a row."""
@@ -97,14 +95,16 @@ def test_reward_trains_on_its_part_and_pays_for_calibration(tiny_world, sizes, c
     real = int(samples.lengths.sum())
     assert cost(cell)["trained_tokens"] == sum(tokens[held:])
     assert cost(cell)["sampled_tokens"] == int((samples.lengths - samples.prompt_lengths).sum())
-    expected = 6.0 * sizes[1] * sum(tokens[held:]) + 2.0 * sizes[1] * (sum(tokens[:held]) + real) + 2.0 * sizes[0] * real
+    expected = (
+        6.0 * sizes[1] * sum(tokens[held:]) + 2.0 * sizes[1] * (sum(tokens[:held]) + real) + 2.0 * sizes[0] * real
+    )
     assert cost(cell)["flops"] == expected
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.1])
 def test_ppo_pays_for_four_models(eta, tiny_world, sizes, sampled, tmp_path) -> None:
     """Per batch of L real tokens, N the policy's parameters, R the reward model's (the critic has one more, its bias):
-    sampling 2NL, scoring 2RL, old and reference log-probs 2NL each, values 2(R+1)L, the probe of at most 64 rows (all 32
+    sampling 2NL, scoring 2RL, old and reference log-probs 2NL each, values 2(R+1)L, the probe of up to 64 rows (all 32
     here) 2 * 2NL for the exact KL and, under a moving reference, 2NL for SFT; training 6(R+1)L for the critic at each
     step, 6NL for the policy after the first (critic_warmup 1), both twice: two epochs."""
     settings = {"batch_size": 32, "ema_eta": eta, "epochs": 2, "critic_warmup": 1}
@@ -133,4 +133,6 @@ def test_dpo_iter_samples_once_per_round(tiny_world, sizes, sampled, tmp_path) -
     assert cost(cell)["sampled_tokens"] == sum(rollout.sampled_tokens for rollout in sampled)
     tokens = sum(int(rollout.lengths.sum()) for rollout in sampled)
     least = 2.0 * (sizes[0] + sizes[1]) * tokens + 6.0 * sizes[0] * cost(cell)["trained_tokens"]
-    assert least < cost(cell)["flops"] < least + 2.0 * sizes[0] * tokens  # the rest: the reference on the labelled pairs
+    assert (
+        least < cost(cell)["flops"] < least + 2.0 * sizes[0] * tokens
+    )  # the rest: the reference on the labelled pairs

@@ -83,10 +83,10 @@ class _Stop:
 
 
 @pytest.mark.parametrize("method", TRAINED)
-@pytest.mark.parametrize("at", [SNAPSHOT, SNAPSHOT + 1, STEPS], ids=lambda n: f"step{n}")
+@pytest.mark.parametrize("at", [SNAPSHOT + 1, STEPS], ids=lambda n: f"step{n}")
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(method, at, tiny_world, finished, tmp_path) -> None:
-    """Bit for bit: metrics, samples, weights, optimiser and critic states, tokens and FLOPs. Right after a checkpoint
-    (2), between two (3, whose rows are taken back), after the last (4)."""
+    """Bit for bit: metrics, samples, weights, optimiser and critic states, tokens and FLOPs. Between two
+    checkpoints (3, whose rows are taken back) and right after the last (4)."""
     with pytest.raises(KeyboardInterrupt):
         run_small(tiny_world, method, tmp_path / "run", report=_Stop(at))
     assert not (tmp_path / "run" / "done.json").exists()
@@ -95,7 +95,9 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(method, at, tiny_worl
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_a_kill_between_samples_and_checkpoint_leaves_no_gap(method, tiny_world, finished, tmp_path, monkeypatch) -> None:
+def test_a_kill_between_samples_and_checkpoint_leaves_no_gap(
+    method, tiny_world, finished, tmp_path, monkeypatch
+) -> None:
     """There is no checkpoint to resume from then: all is done again, over the rows that are there."""
     save = checkpoint.save
 
@@ -136,15 +138,6 @@ def test_the_size_of_micro_batches_changes_rounding_only(method, tiny_world, fin
 
 
 @pytest.mark.parametrize("method", TRAINED)
-@pytest.mark.parametrize("steps", [1, 3])
-def test_max_steps_cuts_the_plan(method, steps, tiny_world, tmp_path) -> None:
-    cell = run_small(tiny_world, method, tmp_path / "cut", max_steps=steps)
-    assert [row["step"] for row in rows(cell)] == list(range(1, steps + 1))
-    assert checkpoint.steps(cell / "checkpoints")[-1] == steps
-    assert read_json(cell / "done.json")["steps"] == steps
-
-
-@pytest.mark.parametrize("method", TRAINED)
 def test_stop_share_stops_on_the_way_of_the_whole_plan(method, tiny_world, finished, tmp_path) -> None:
     """Half of four steps: the rows of the whole run's first half, schedules included."""
     cell = run_small(tiny_world, method, tmp_path / "half", stop_share=0.5)
@@ -153,34 +146,36 @@ def test_stop_share_stops_on_the_way_of_the_whole_plan(method, tiny_world, finis
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_the_flop_cap_is_never_exceeded(method, tiny_world, finished, tmp_path) -> None:
-    """Caps at what the plain run had spent after 2, 2.5 and 3 steps. What comes after the loop (the reward model's
-    calibration) has no cap of its own: no arm with a cap has such a stage."""
+    """The cap lies between what the plain run had spent after 2 and after 3 steps. What comes after the loop (the
+    reward model's calibration) has no cap of its own: no arm with a cap has such a stage."""
     spent = [row["spent/flops"] for row in rows(finished(method))]
-    for number, cap in enumerate((spent[1] * 1.0001, (spent[1] + spent[2]) / 2, spent[2] * 1.0001)):
-        cell = run_small(tiny_world, method, tmp_path / f"cap{number}", budget_flops=cap)
-        booked = [row["spent/flops"] for row in rows(cell)]
-        assert 1 <= len(booked) < STEPS and booked[-1] <= cap
-        assert read_json(cell / "done.json")["stopped_by_budget"]
-        assert checkpoint.steps(cell / "checkpoints")[-1] == len(booked)  # the end is an evaluated checkpoint
+    cap = (spent[1] + spent[2]) / 2
+    cell = run_small(tiny_world, method, tmp_path / "cap", budget_flops=cap)
+    booked = [row["spent/flops"] for row in rows(cell)]
+    assert booked == spent[: len(booked)] and 1 <= len(booked) < 3 and booked[-1] <= cap
+    assert read_json(cell / "done.json")["stopped_by_budget"]
+    assert checkpoint.steps(cell / "checkpoints")[-1] == len(booked)  # the end is an evaluated checkpoint
 
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_a_run_that_ends_by_plan_is_not_called_stopped_by_the_budget(method, tiny_world, finished, tmp_path) -> None:
     """The cap has room for the plan and for less than one step more."""
     spent = [row["spent/flops"] for row in rows(finished(method))]
-    step = max(b - a for a, b in zip([0.0, *spent], spent))
-    cell = run_small(tiny_world, method, tmp_path / "cap", budget_flops=spent[-1] + 0.5 * step)
+    cell = run_small(tiny_world, method, tmp_path / "cap", budget_flops=spent[-1] + 0.9 * (spent[-1] - spent[-2]))
     assert len(rows(cell)) == STEPS
     assert not read_json(cell / "done.json")["stopped_by_budget"]
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", ["dpo", "dpo-iter"])
 def test_a_capped_run_resumes_to_the_same_end(method, tiny_world, finished, tmp_path) -> None:
-    cap = rows(finished(method))[2]["spent/flops"] * 1.0001
-    whole = run_small(tiny_world, method, tmp_path / "whole", budget_flops=cap, snapshots=STEPS)
+    """Room for three steps: what the first ones cost is remembered. DPO pays for the reference before its loop, and a
+    step of DPO-Iter that samples costs a multiple of one that does not."""
+    more = {"budget_flops": rows(finished(method))[2]["spent/flops"] * 1.05, "snapshots": STEPS}
+    whole = run_small(tiny_world, method, tmp_path / "whole", **more)
     with pytest.raises(KeyboardInterrupt):
-        run_small(tiny_world, method, tmp_path / "run", budget_flops=cap, snapshots=STEPS, report=_Stop(1))
-    assert contents(run_small(tiny_world, method, tmp_path / "run", budget_flops=cap, snapshots=STEPS)) == contents(whole)
+        run_small(tiny_world, method, tmp_path / "run", report=_Stop(1), **more)
+    assert contents(run_small(tiny_world, method, tmp_path / "run", **more)) == contents(whole)
+    assert 1 < len(rows(whole)) <= 3
 
 
 EXPECTED = {
@@ -196,7 +191,7 @@ EXPECTED = {
 
 
 @pytest.mark.parametrize("method", PAGES)
-def test_the_registry_holds_what_the_page_says(method, tiny_world, tmp_path, monkeypatch) -> None:
+def test_the_registry_holds_what_the_page_says_at_a_single_step(method, tiny_world, tmp_path, monkeypatch) -> None:
     held: list[set[str]] = []
     begin = Stage.begin
 
@@ -205,8 +200,11 @@ def test_the_registry_holds_what_the_page_says(method, tiny_world, tmp_path, mon
         return begin(self, registry, objective)
 
     monkeypatch.setattr(Stage, "begin", recorded)
-    run_small(tiny_world, method, tmp_path / "run", max_steps=1)
+    cell = run_small(tiny_world, method, tmp_path / "run", max_steps=1)
     assert held == [EXPECTED[method]] if method in EXPECTED else "optimizer" in held[0]
+    if method in TRAINED:  # max_steps cut the plan, and the one step that is left has a checkpoint
+        assert len(rows(cell)) == 1 == read_json(cell / "done.json")["steps"]
+        assert checkpoint.steps(cell / "checkpoints") == [1]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +228,7 @@ def test_whatever_changes_while_training_is_registered(method, changes, tiny_wor
         return end_step(self, step, total, metrics, policy)
 
     monkeypatch.setattr(Stage, "end_step", watched)
-    run_small(tiny_world, method, tmp_path / "run", settings=changes)
+    run_small(tiny_world, method, tmp_path / "run", settings=changes, max_steps=3)
     changed = {name for name, states in seen.items() if states[0][1] != states[-1][1]}
     assert {"policy", "model"} & changed and "optimizer" in changed  # the watch itself sees something
     loose = {name for name in changed if id(seen[name][0][0]) not in registered}
@@ -263,14 +261,14 @@ def test_the_loss_falls_on_one_batch_that_is_seen_again_and_again(method, tiny_w
     settings = {"batch_size": 100, "epochs": 12.0, "schedule": "constant", "warmup_steps": 0, "learning_rate": 1e-3}
     cell = tiny_world.run(method, tmp_path / "run", settings, task=few, max_steps=8)
     losses = [row[FALLS[method]] for row in rows(cell)]
-    assert losses[-1] < losses[0] - 0.05 and losses == sorted(losses, reverse=True)
+    assert losses[-1] < losses[0] - 0.05 and losses[:4] == sorted(losses[:4], reverse=True)
 
 
 @pytest.mark.parametrize("method", ["ppo", "rloo", "dpo-iter"])
 def test_methods_that_sample_raise_the_score_they_are_given(method, tiny_world, tmp_path) -> None:
-    """Samples of the last third score higher under the reward model than those of the start, and KL has grown."""
-    large = {"batch_size": 96, "learning_rate": 2e-3, "critic_learning_rate": 4e-3, "steps": 10, "critic_warmup": 1,
-             "kl_coef": 0.02, "samples_per_prompt": 4, "rounds": 3, "sync_every": 3}  # fmt: skip
+    """The same prompts and draws, before and after: the samples of the trained policy score higher."""
+    large = {"batch_size": 64, "learning_rate": 3e-3, "critic_learning_rate": 4e-3, "steps": 6, "critic_warmup": 1,
+             "kl_coef": 0.02, "samples_per_prompt": 4, "rounds": 2, "sync_every": 3}  # fmt: skip
     large = {k: v for k, v in large.items() if k in page(method).Config.model_fields}
     policy = tiny_world.run(method, tmp_path / "run", small(method, **large))
     before, after = _proxy(tiny_world, tiny_world.cells["sft"]), _proxy(tiny_world, policy)
@@ -288,5 +286,7 @@ def _proxy(world, cell: Path) -> float:
     prompts = world.task.prompts("test")[:100]
     ids = [stage.prompt_ids(p) for p in prompts]
     draws = uniforms(7, "probe", 0, range(len(ids)), 40)
-    rollout = stage.engine(load_decoder(cell / "model")).generate(ids, draws, max_new_tokens=40, sampling=stage.sampling)
+    rollout = stage.engine(load_decoder(cell / "model")).generate(
+        ids, draws, max_new_tokens=40, sampling=stage.sampling
+    )
     return float(reward_source(stage, "learned")(prompts, rollout).mean())

@@ -1,4 +1,4 @@
-"""PPO's estimates on tensors made by hand: where the score lands, what a cut response gets, whose units values are in."""
+"""PPO's estimates on tensors made by hand: where the score lands, what a cut response gets, the units of values."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def _experience(scores, *, old=0.0, reference=0.0, ended=(True, False)) -> Exper
     zeros = torch.zeros(2, 5)
     rollout = Rollout(tokens, MASK, zeros, torch.tensor(LENGTHS), torch.tensor(PROMPTS), torch.tensor(ended), 0)
     given = torch.tensor(scores)
-    return Experience(rollout, zeros + old, zeros + reference, zeros, torch.where(rollout.ended, given, 0.0), given, 0.0)
+    return Experience(
+        rollout, zeros + old, zeros + reference, zeros, torch.where(rollout.ended, given, 0.0), given, 0.0
+    )
 
 
 def _estimate(tiny_world, tmp_path, critic, exp, *, moments=None, kl_coef=0.0, **settings):
@@ -73,7 +75,7 @@ def test_with_lambda_zero_only_the_last_token_sees_the_score(tiny_world, tmp_pat
 
 
 def test_kl_is_paid_at_every_token_of_either_kind_of_row(tiny_world, tmp_path) -> None:
-    """log pi - log ref = 0.5 at each token, coefficient 0.2: -0.1 a token, summed from the end; the cut row pays too."""
+    """log pi - log ref = 0.5 at each token, coefficient 0.2: -0.1 a token, summed from the end; cut rows pay too."""
     exp = _experience([3.0, 3.0], old=-1.0, reference=-1.5)
     _, returns, _, _ = _estimate(tiny_world, tmp_path, Table(VALUES), exp, kl_coef=0.2)
     torch.testing.assert_close(returns, torch.tensor([[0, 0, 2.7, 2.8, 2.9], [0, 1.8, 1.9, 0, 0]]))
@@ -155,5 +157,7 @@ def test_the_critic_that_starts_from_the_reward_model_predicts_the_score(tiny_wo
     scores = reward_source(stage, "learned")(prompts, rollout)
     critic = ppo._critic(ppo.Config(reward_scale=2.0), stage, policy)
     with torch.no_grad():
-        torch.testing.assert_close(last_values(critic(rollout.tokens), rollout.lengths), 2.0 * scores, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            last_values(critic(rollout.tokens), rollout.lengths), 2.0 * scores, atol=1e-4, rtol=1e-4
+        )
         assert not ppo._critic(ppo.Config(critic_from="policy"), stage, policy)(rollout.tokens).any()

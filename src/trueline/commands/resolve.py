@@ -12,29 +12,28 @@ import yaml
 from trueline.config import Section, load
 from trueline.errors import InputError
 from trueline.study.settings import Data, Model, Study, Train, shipped, with_shipped
-from trueline.tasks.dialogue import Config as DialogueWorld
-from trueline.tasks.registry import make_task, task_names
+from trueline.tasks.registry import make_task, task_names, world_type
 from trueline.tasks.task import Task
 
 __all__ = ["resolve", "section_types"]
-
-
-class NoWorld(Section):
-    """Tasks on files have no dials of their own."""
 
 
 def section_types(task: str) -> dict[str, type[Section]]:
     """The sections that a run of this task reads."""
     from trueline.training.pages import page
 
-    methods = {"sft": "sft", "sft_chosen": "sft", "reward": "reward", "dpo": "dpo", "dpo_iter": "dpo-iter", "ppo": "ppo",
-               "rloo": "rloo", "evaluate": "evaluate"}  # fmt: skip
+    methods = {
+        "sft": "sft",
+        "sft_chosen": "sft",
+        "reward": "reward",
+        "dpo": "dpo",
+        "dpo_iter": "dpo-iter",
+        "ppo": "ppo",
+        "rloo": "rloo",
+        "evaluate": "evaluate",
+    }
     fixed = {"data": Data, "model": Model, "train": Train, "study": Study}
-    return (
-        fixed
-        | {"world": DialogueWorld if task == "dialogue" else NoWorld}
-        | {k: page(m).Config for k, m in methods.items()}
-    )
+    return fixed | {"world": world_type(task)} | {k: page(m).Config for k, m in methods.items()}
 
 
 def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, dict[str, Any], Task]:
@@ -42,20 +41,15 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
     file = Path(target) if target.endswith((".yaml", ".yml", ".toml")) else None
     name = _task_of(file) if file else target
     if name not in task_names():
-        make_task(name, {})  # raises with the names that exist
+        make_task(name, {}, where=str(file) if file else "command line")  # raises with the names that exist
     if name != "dialogue":
         _check_files(name, file, overrides)  # before torch is imported: a bad file is told at once
     sections = load(section_types(name), file=file, overrides=list(overrides), top={"task": str})
     sections.pop("task", None)
-    size = sections["model"].size
-    given = shipped(name if name == "dialogue" else "pairs", size, quick)
-    sections = with_shipped(sections, given)
+    model = sections["model"]
+    sections = with_shipped(sections, shipped(name, model.size, quick=quick, given_model=bool(model.path)))
+    _check_settings(name, sections)
     sections["sft_chosen"] = sections["sft_chosen"].model_copy(update={"on": "chosen"})
-    if sections["ppo"].kl_target and not sections["ppo"].kl_coef:
-        raise InputError("an adaptive coefficient cannot start from 0", where="settings", field="ppo.kl_coef",
-                         remedy="set it above 0, or ppo.kl_target=0")  # fmt: skip
-    if len(set(sections["study"].seeds)) != len(sections["study"].seeds):
-        raise InputError("the same seed twice", where="settings", field="study.seeds", remedy="give different seeds")
     if "sft" not in sections["study"].arms:
         sections["study"] = sections["study"].model_copy(update={"arms": ("sft", *sections["study"].arms)})
     if sections["model"].path:
@@ -90,3 +84,26 @@ def _check_files(name: str, file: Path | None, overrides: Sequence[str]) -> None
     given = [item for item in overrides if item.startswith("data.")]
     if file is None:
         make_task(name, {"data": load({"data": Data}, overrides=given)["data"]})
+
+
+def _check_settings(name: str, sections: dict[str, Any]) -> None:
+    """What no single section can see."""
+    study = sections["study"]
+    wrong = ""
+    if sections["ppo"].kl_target and not sections["ppo"].kl_coef:
+        wrong = "ppo.kl_coef", "an adaptive coefficient cannot start from 0", "set it above 0, or ppo.kl_target=0"
+    elif len(set(study.seeds)) != len(study.seeds):
+        wrong = "study.seeds", "the same seed twice", "give different seeds"
+    elif study.feedback == "gold" and name != "dialogue":
+        wrong = "study.feedback", "this task has no embedded judge", "use study.feedback=learned"
+    elif sections["sft"].on != "demonstrations" or sections["sft_chosen"].on != "demonstrations":
+        wrong = (
+            "sft.on",
+            "the study decides what each stage imitates",
+            "leave it out; the arm sft-chosen imitates the chosen sides",
+        )
+    elif sections["reward"].part != "training":
+        wrong = "reward.part", "the study decides whose pairs a judge is trained on", "leave it out"
+    if wrong:
+        field, reason, remedy = wrong
+        raise InputError(reason, where="settings", field=field, remedy=remedy)

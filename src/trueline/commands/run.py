@@ -66,8 +66,16 @@ def run_stage(
     return cells
 
 
-def execute(task: Task, sections: Mapping[str, Any], directory: Path, nodes: list, console: Console, *, named: str | None,
-            share: float = 1.0) -> dict[str, Path]:  # fmt: skip
+def execute(
+    task: Task,
+    sections: Mapping[str, Any],
+    directory: Path,
+    nodes: list,
+    console: Console,
+    *,
+    named: str | None,
+    share: float = 1.0,
+) -> dict[str, Path]:
     """Say the plan, run the nodes with a live screen, return the cell of each. `share` of the named stage's steps."""
     screens: list[Screen] = []
     executor = Executor(directory, task, sections, lambda key, progress: screens[0].report(key, progress))

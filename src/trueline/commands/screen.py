@@ -138,8 +138,16 @@ def show_arms(console: Console, report: dict[str, Any]) -> None:
     """The arm table of the last screen: gold with its interval, KL, length, cost."""
     for variant in report["variants"]:
         table = Table(title=f"{report['task']}, {variant['label']}", title_justify="left", show_edge=False)
-        for name, justify in (("arm", "left"), ("gold", "right"), ("95% interval", "right"), ("KL to SFT", "right"),
-                              ("length", "right"), ("PFLOP", "right"), ("seconds", "right"), ("", "left")):  # fmt: skip
+        for name, justify in (
+            ("arm", "left"),
+            ("gold", "right"),
+            ("95% interval", "right"),
+            ("KL to SFT", "right"),
+            ("length", "right"),
+            ("PFLOP", "right"),
+            ("seconds", "right"),
+            ("", "left"),
+        ):
             table.add_column(name, justify=justify)
         for arm in variant["arms"]:
             table.add_row(*_arm_row(arm))
@@ -157,6 +165,12 @@ def _arm_row(arm: dict[str, Any]) -> Iterable[str]:
         f"[red]ends below SFT {collapsed}/{len(arm['collapsed'])}[/red]" if collapsed and arm["name"] != "sft" else ""
     )
     return (
-        arm["name"], f"{gold['mean']:.2f}", interval, "" if kl is None else f"{kl:.2f}", "" if length is None else f"{length:.1f}",
-        f"{arm['cost']['flops'] / 1e15:.4f}", f"{arm['cost']['seconds']:.0f}", mark,
-    )  # fmt: skip
+        arm["name"],
+        f"{gold['mean']:.2f}",
+        interval,
+        "" if kl is None else f"{kl:.2f}",
+        "" if length is None else f"{length:.1f}",
+        f"{arm['cost']['flops'] / 1e15:.4f}",
+        f"{arm['cost']['seconds']:.0f}",
+        mark,
+    )

@@ -66,9 +66,15 @@ class ChatTokenizer:
         )
         with _one_thread():
             tokenizer.train_from_iterator(texts, trainer)
-        config = {"tokenizer_class": "PreTrainedTokenizerFast", "pad_token": PAD, "eos_token": END,
-                  "additional_special_tokens": [SYSTEM, USER, ASSISTANT], "clean_up_tokenization_spaces": False,
-                  "add_prefix_space": False, "padding_side": "left"}  # fmt: skip
+        config = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": PAD,
+            "eos_token": END,
+            "additional_special_tokens": [SYSTEM, USER, ASSISTANT],
+            "clean_up_tokenization_spaces": False,
+            "add_prefix_space": False,
+            "padding_side": "left",
+        }
         return cls(tokenizer, OWN_TEMPLATE, config)
 
     @classmethod

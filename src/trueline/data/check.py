@@ -16,8 +16,16 @@ from trueline.types import Pair
 
 __all__ = ["BadRow", "DataCheck", "check", "scan"]
 
-STANDARD = ("kept", "bad_rows", "identical_pairs", "differing_prompts", "empty_response", "duplicate_pairs",
-            "reversed_pairs", "multi_turn")  # fmt: skip
+STANDARD = (
+    "kept",
+    "bad_rows",
+    "identical_pairs",
+    "differing_prompts",
+    "empty_response",
+    "duplicate_pairs",
+    "reversed_pairs",
+    "multi_turn",
+)
 PERCENTILES = (0, 50, 90, 99, 100)
 
 Paths = str | Path | Sequence[str | Path]

@@ -107,8 +107,11 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
             while raw := stream.readline(LINE_LIMIT + 1):
                 line += 1
                 if len(raw) > LINE_LIMIT:
-                    raise InputError(f"a line longer than {LINE_LIMIT >> 20} MiB", where=f"{path}:{line}",
-                                     remedy="write one JSON object per line")  # fmt: skip
+                    raise InputError(
+                        f"a line longer than {LINE_LIMIT >> 20} MiB",
+                        where=f"{path}:{line}",
+                        remedy="write one JSON object per line",
+                    )
                 if line == 1:
                     raw = _start(path, raw)
                 yield line, raw.rstrip(b"\r\n")
@@ -170,8 +173,11 @@ def _list_items(path: Path, lines: Iterator[tuple[int, bytes]], on_bad: OnBad | 
         line, at = line + body.count("\n", at, start), start
         sign = body[at : at + 1]
         if sign not in expected or not sign:
-            error = InputError(f"broken JSON: expected {' or '.join(expected)}, found {sign or 'the end'!r}",
-                               where=f"{path}:{line}", remedy="give one list of objects, or use .jsonl")  # fmt: skip
+            error = InputError(
+                f"broken JSON: expected {' or '.join(expected)}, found {sign or 'the end'!r}",
+                where=f"{path}:{line}",
+                remedy="give one list of objects, or use .jsonl",
+            )
             return _bad(error, on_bad)
         if sign == "]":
             return None
@@ -207,8 +213,12 @@ def _row(item: Any, path: Path, line: int) -> Row:
         raise InputError(f"the row is {kind}, not an object", where=where, remedy='write {"prompt": ..., ...}')
     for name, inner in value.items():
         if problem := _text_problem([name, inner]):
-            raise InputError(problem, where=where, field=name.encode("ascii", "backslashreplace").decode(),
-                             remedy="remove the character")  # fmt: skip
+            raise InputError(
+                problem,
+                where=where,
+                field=name.encode("ascii", "backslashreplace").decode(),
+                remedy="remove the character",
+            )
     return Row(value, where, line)
 
 

@@ -68,9 +68,16 @@ class Measured:
 
 @torch.no_grad()
 def measure(
-    policy: Decoder, prompts: Sequence[Prompt], sampler: Sampler, instruments: Instruments, *,
-    samples: int, stream: str, greedy: bool = False, best_of: int = 1,
-) -> Measured:  # fmt: skip
+    policy: Decoder,
+    prompts: Sequence[Prompt],
+    sampler: Sampler,
+    instruments: Instruments,
+    *,
+    samples: int,
+    stream: str,
+    greedy: bool = False,
+    best_of: int = 1,
+) -> Measured:
     """`samples` responses to each prompt, measured. With `best_of` n, each is the proxy's favourite of n draws."""
     asked = [p for p in prompts for _ in range(samples * best_of)]
     rollout, texts = sample_texts(policy, asked, sampler, stream=stream, greedy=greedy)
@@ -93,10 +100,18 @@ def measure(
         return [list(values[i : i + samples]) for i in range(0, len(values), samples)]
 
     return Measured(
-        list(prompts), shaped(texts), shaped([j.score for j in judged]), shaped(kl.tolist()), shaped(k3.tolist()),
-        shaped(nll.tolist()), shaped(rollout.response_lengths.tolist()), shaped(rollout.ended.tolist()),
-        None if proxy is None else shaped(proxy.tolist()), None if outside is None else shaped(outside), _parts(judged),
-    )  # fmt: skip
+        list(prompts),
+        shaped(texts),
+        shaped([j.score for j in judged]),
+        shaped(kl.tolist()),
+        shaped(k3.tolist()),
+        shaped(nll.tolist()),
+        shaped(rollout.response_lengths.tolist()),
+        shaped(rollout.ended.tolist()),
+        None if proxy is None else shaped(proxy.tolist()),
+        None if outside is None else shaped(outside),
+        _parts(judged),
+    )
 
 
 def sample_texts(policy: Decoder, asked: Sequence[Prompt], sampler: Sampler, *, stream: str, greedy: bool = False):
@@ -111,8 +126,16 @@ def sample_texts(policy: Decoder, asked: Sequence[Prompt], sampler: Sampler, *, 
 
 def metrics_of(measured: Measured, prefix: str) -> dict[str, float]:
     """Means over prompts and samples, keyed `<prefix>/<name>`; `prefix` is `<split>/<decoding>`."""
-    names = {"gold": measured.gold, "kl": measured.kl, "kl_k3": measured.kl_k3, "entropy": measured.nll,
-             "length": measured.length, "ended": measured.ended, "proxy": measured.proxy, "outside": measured.outside}  # fmt: skip
+    names = {
+        "gold": measured.gold,
+        "kl": measured.kl,
+        "kl_k3": measured.kl_k3,
+        "entropy": measured.nll,
+        "length": measured.length,
+        "ended": measured.ended,
+        "proxy": measured.proxy,
+        "outside": measured.outside,
+    }
     out = {f"{prefix}/{name}": float(np.mean(values)) for name, values in names.items() if values is not None}
     out |= {f"{prefix}/{name}": float(np.mean(values)) for name, values in measured.parts.items()}
     texts = [text for row in measured.texts for text in row]

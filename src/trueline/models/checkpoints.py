@@ -46,9 +46,11 @@ def read_config(folder: Path) -> DecoderConfig:
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise InputError(
-            f"model type {family!r} is not supported", where=str(path), field="model_type",
+            f"model type {family!r} is not supported",
+            where=str(path),
+            field="model_type",
             remedy=f"use one of {', '.join(FAMILIES)}",
-        )  # fmt: skip
+        )
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type", "default"))
     checks = {
@@ -66,13 +68,22 @@ def read_config(folder: Path) -> DecoderConfig:
     try:
         heads = raw["num_attention_heads"]
         return DecoderConfig(
-            vocab_size=raw["vocab_size"], hidden_size=raw["hidden_size"], intermediate_size=raw["intermediate_size"],
-            num_layers=raw["num_hidden_layers"], num_heads=heads, num_kv_heads=raw.get("num_key_value_heads") or heads,
-            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads, max_positions=raw["max_position_embeddings"],
-            family=family, rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
-            norm_eps=raw.get("rms_norm_eps", 1e-6), tied=bool(raw.get("tie_word_embeddings", False)),
-            pad_id=raw.get("pad_token_id"), end_id=_first(raw.get("eos_token_id")), bos_id=raw.get("bos_token_id"),
-        )  # fmt: skip
+            vocab_size=raw["vocab_size"],
+            hidden_size=raw["hidden_size"],
+            intermediate_size=raw["intermediate_size"],
+            num_layers=raw["num_hidden_layers"],
+            num_heads=heads,
+            num_kv_heads=raw.get("num_key_value_heads") or heads,
+            head_dim=raw.get("head_dim") or raw["hidden_size"] // heads,
+            max_positions=raw["max_position_embeddings"],
+            family=family,
+            rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10000.0))),
+            norm_eps=raw.get("rms_norm_eps", 1e-6),
+            tied=bool(raw.get("tie_word_embeddings", False)),
+            pad_id=raw.get("pad_token_id"),
+            end_id=_first(raw.get("eos_token_id")),
+            bos_id=raw.get("bos_token_id"),
+        )
     except KeyError as error:
         raise InputError("missing", where=str(path), field=str(error.args[0]), remedy="save the model again") from None
 
@@ -119,9 +130,11 @@ def _read_tensors(folder: Path) -> dict[str, Tensor]:
         # A name, not a path: an index cannot point elsewhere. The file itself may be a link, as in the hub's cache.
         if Path(name).name != name or not path.is_file():
             raise InputError(
-                "no safetensors weights", where=str(folder), field=name,
+                "no safetensors weights",
+                where=str(folder),
+                field=name,
                 remedy="save the model with safe_serialization (pickled weights are never read)",
-            )  # fmt: skip
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 tensors.update((key, file.get_tensor(key)) for key in file.keys())
@@ -152,14 +165,28 @@ def _to_hub_config(model: Decoder | ScalarModel) -> dict[str, Any]:
     if isinstance(model, ScalarModel):
         kind = "ForTokenClassification" if model.score.bias is not None else "ForSequenceClassification"
     config = {
-        "architectures": [FAMILIES[c.family] + kind], "model_type": c.family, "dtype": _dtype_name(model),
-        "vocab_size": c.vocab_size, "hidden_size": c.hidden_size, "intermediate_size": c.intermediate_size,
-        "num_hidden_layers": c.num_layers, "num_attention_heads": c.num_heads, "num_key_value_heads": c.num_kv_heads,
-        "head_dim": c.head_dim, "max_position_embeddings": c.max_positions, "rms_norm_eps": c.norm_eps,
-        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta}, "rope_theta": c.rope_theta,
-        "tie_word_embeddings": c.tied, "hidden_act": "silu", "attention_dropout": 0.0,
-        "pad_token_id": c.pad_id, "eos_token_id": c.end_id, "bos_token_id": c.bos_id, "use_cache": True,
-    }  # fmt: skip
+        "architectures": [FAMILIES[c.family] + kind],
+        "model_type": c.family,
+        "dtype": _dtype_name(model),
+        "vocab_size": c.vocab_size,
+        "hidden_size": c.hidden_size,
+        "intermediate_size": c.intermediate_size,
+        "num_hidden_layers": c.num_layers,
+        "num_attention_heads": c.num_heads,
+        "num_key_value_heads": c.num_kv_heads,
+        "head_dim": c.head_dim,
+        "max_position_embeddings": c.max_positions,
+        "rms_norm_eps": c.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": c.rope_theta},
+        "rope_theta": c.rope_theta,
+        "tie_word_embeddings": c.tied,
+        "hidden_act": "silu",
+        "attention_dropout": 0.0,
+        "pad_token_id": c.pad_id,
+        "eos_token_id": c.end_id,
+        "bos_token_id": c.bos_id,
+        "use_cache": True,
+    }
     if c.family in ("llama", "qwen3"):
         config["attention_bias"] = False
     if c.family == "llama":
@@ -196,11 +223,17 @@ def _to_hub(model: Decoder | ScalarModel) -> dict[str, Tensor]:
 
 
 _NAMES = {
-    "trunk.embed": "model.embed_tokens", "trunk.norm": "model.norm", "trunk.blocks": "model.layers",
-    "attention.out": "self_attn.o_proj", "attention.q_norm": "self_attn.q_norm", "attention.k_norm": "self_attn.k_norm",
-    "attention.qkv": "self_attn.qkv", "attention_norm": "input_layernorm", "mlp_norm": "post_attention_layernorm",
+    "trunk.embed": "model.embed_tokens",
+    "trunk.norm": "model.norm",
+    "trunk.blocks": "model.layers",
+    "attention.out": "self_attn.o_proj",
+    "attention.q_norm": "self_attn.q_norm",
+    "attention.k_norm": "self_attn.k_norm",
+    "attention.qkv": "self_attn.qkv",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
     ".down.": ".mlp.down_proj.",
-}  # fmt: skip
+}
 
 
 def _hub_name(name: str) -> str:

@@ -24,10 +24,17 @@ def sized(size: str, *, vocab_size: int, max_positions: int, pad_id: int, end_id
     """The shape of a named size."""
     hidden, intermediate, layers, heads, kv_heads = SIZES[size]
     return DecoderConfig(
-        vocab_size=vocab_size, hidden_size=hidden, intermediate_size=intermediate, num_layers=layers,
-        num_heads=heads, num_kv_heads=kv_heads, head_dim=hidden // heads, max_positions=max_positions,
-        pad_id=pad_id, end_id=end_id,
-    )  # fmt: skip
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=hidden // heads,
+        max_positions=max_positions,
+        pad_id=pad_id,
+        end_id=end_id,
+    )
 
 
 def initialize(model: nn.Module, seed: int) -> None:

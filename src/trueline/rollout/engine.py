@@ -55,9 +55,14 @@ class Rollout:
         """The given rows (indices), cut to the longest of them."""
         width = int(self.lengths[rows].max())
         return Rollout(
-            self.tokens[rows, :width], self.response_mask[rows, :width], self.logprobs[rows, :width],
-            self.lengths[rows], self.prompt_lengths[rows], self.ended[rows], self.version,
-        )  # fmt: skip
+            self.tokens[rows, :width],
+            self.response_mask[rows, :width],
+            self.logprobs[rows, :width],
+            self.lengths[rows],
+            self.prompt_lengths[rows],
+            self.ended[rows],
+            self.version,
+        )
 
 
 class RolloutEngine(Protocol):

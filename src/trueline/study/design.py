@@ -12,15 +12,26 @@ __all__ = ["PAGE_OF", "Node", "Variant", "nodes_of_stage", "nodes_of_study", "va
 
 # Arm -> the page that trains it; arms that train nothing have none.
 PAGE_OF = {
-    "sft": None, "best-of-n": None, "sft-chosen": "sft", "dpo": "dpo", "dpo-iter": "dpo-iter", "ppo": "ppo",
-    "dpo+ppo": "ppo", "rloo": "rloo",
-}  # fmt: skip
+    "sft": None,
+    "best-of-n": None,
+    "sft-chosen": "sft",
+    "dpo": "dpo",
+    "dpo-iter": "dpo-iter",
+    "ppo": "ppo",
+    "dpo+ppo": "ppo",
+    "rloo": "rloo",
+}
 # Arm -> the stages it is charged with besides its own training. Labels come with the pairs, once.
 _CHARGED = {
-    "sft": (), "best-of-n": ("pairs", "reward"), "sft-chosen": ("pairs",), "dpo": ("pairs",),
-    "dpo-iter": ("pairs", "reward"), "ppo": ("pairs", "reward"), "dpo+ppo": ("pairs", "reward", "start"),
+    "sft": (),
+    "best-of-n": ("pairs", "reward"),
+    "sft-chosen": ("pairs",),
+    "dpo": ("pairs",),
+    "dpo-iter": ("pairs", "reward"),
+    "ppo": ("pairs", "reward"),
+    "dpo+ppo": ("pairs", "reward", "start"),
     "rloo": ("pairs", "reward"),
-}  # fmt: skip
+}
 NO_SHIFT_ARMS = ("sft", "dpo", "ppo", "dpo+ppo")
 
 
@@ -139,14 +150,19 @@ class _Builder:
                 yield self._node(self._key(f"judge-{part}"), "reward", f"judge-{part}", config, both)
         if not self.signatures:
             config = sections["sft"].model_copy(
-                update={"on": "sides", "epochs": 1.0, "learning_rate": sections["sft"].learning_rate / 4}
+                update={
+                    "on": "sides",
+                    "epochs": 1.0,
+                    "learning_rate": sections["sft"].learning_rate / 4,
+                    "prompt_loss": False,
+                }
             )
             yield self._node(self._key("density"), "sft", "density", config, both)
         for arm in arms:
             yield from self._arm(arm)
 
     def _arm(self, arm: str) -> Iterable[Node]:
-        sections, feedback = self.sections, {"feedback": self.sections["study"].feedback}
+        sections = self.sections
         both = {"sft": self.sft, "pairs": self.pairs}
         learned = {"sft": self.sft, "reward": self.reward}
         charged = ("reward",)
@@ -155,22 +171,28 @@ class _Builder:
         elif arm == "dpo":
             yield self._node(self._key(arm), "dpo", arm, sections["dpo"], both, share=1.0)
         elif arm == "dpo-iter":
-            config = sections["dpo_iter"].model_copy(update=feedback)
+            config = self._fed("dpo_iter")
             yield self._node(self._key(arm), "dpo-iter", arm, config, learned, share=1.0, charged=charged)
         elif arm == "ppo":
-            config = sections["ppo"].model_copy(update=feedback)
+            config = self._fed("ppo")
             yield self._node(self._key(arm), "ppo", arm, config, learned, share=1.0, charged=charged)
         elif arm == "rloo":
-            config = sections["rloo"].model_copy(update=feedback)
+            config = self._fed("rloo")
             yield self._node(self._key(arm), "rloo", arm, config, learned, share=1.0, charged=charged)
         elif arm == "dpo+ppo":
             twin = self._key("dpo") if "dpo" in self.variant.arms else ""
             half = self._node(self._key("dpo-half"), "dpo", "dpo-half", sections["dpo"], both, share=0.5, twin=twin)
             yield half
-            config = sections["ppo"].model_copy(update=feedback)
+            config = self._fed("ppo")
             yield self._node(
                 self._key(arm), "ppo", arm, config, {**learned, "start": half.key}, share=0.5, charged=charged
             )
+
+    def _fed(self, method: str) -> Any:
+        """A method's section with the study's feedback, unless it was given one of its own."""
+        config = self.sections[method]
+        own = "feedback" in config.model_fields_set
+        return config if own else config.model_copy(update={"feedback": self.sections["study"].feedback})
 
     def _evaluation(self, arm: str, more: Mapping[str, str]) -> Node:
         trained = self.sft if PAGE_OF[arm] is None else self._key(arm)
@@ -191,8 +213,32 @@ class _Builder:
             evaluation=True,
         )
 
-    def _node(self, key: str, page: str, arm: str, config: Any, inputs: Mapping[str, str], *, world: Any = None,
-              share: float = 0.0, charged: tuple[str, ...] = (), twin: str = "", evaluation: bool = False) -> Node:  # fmt: skip
+    def _node(
+        self,
+        key: str,
+        page: str,
+        arm: str,
+        config: Any,
+        inputs: Mapping[str, str],
+        *,
+        world: Any = None,
+        share: float = 0.0,
+        charged: tuple[str, ...] = (),
+        twin: str = "",
+        evaluation: bool = False,
+    ) -> Node:
         name = f"evaluate:{arm}" if evaluation else arm
-        return Node(key, page, page if not evaluation else arm, name, self.variant.name, self.seed, config,
-                    world or self.variant.world, inputs, share, charged, twin)  # fmt: skip
+        return Node(
+            key,
+            page,
+            page if not evaluation else arm,
+            name,
+            self.variant.name,
+            self.seed,
+            config,
+            world or self.variant.world,
+            inputs,
+            share,
+            charged,
+            twin,
+        )

@@ -6,8 +6,10 @@ import os
 import queue
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -71,9 +73,12 @@ def prepare_base(directory: Path, task: Task, sections: Mapping[str, Any]) -> Pa
     else:
         tokenizer = ChatTokenizer.train(task.texts(), vocab_size=model.vocab_size)
         shape = sized(
-            model.size, vocab_size=tokenizer.vocab_size, max_positions=model.max_prompt_tokens + model.max_new_tokens,
-            pad_id=tokenizer.pad_id, end_id=tokenizer.end_id,
-        )  # fmt: skip
+            model.size,
+            vocab_size=tokenizer.vocab_size,
+            max_positions=model.max_prompt_tokens + model.max_new_tokens,
+            pad_id=tokenizer.pad_id,
+            end_id=tokenizer.end_id,
+        )
     if task.strict_prompts:
         _check_prompts(task, tokenizer, model.max_prompt_tokens)
     tokenizer.save(folder / "tokenizer")
@@ -90,10 +95,13 @@ def _check_prompts(task: Task, tokenizer: ChatTokenizer, limit: int) -> None:
     if long:
         length, prompt = long[0]
         raise InputError(
-            f"the prompt is {length} tokens, {limit} fit ({len(long)} such prompts, the longest {max(n for n, _ in long)})",
-            where=str(prompt.meta.get("where", task.name)), field="prompt",
-            remedy=f"set model.max_prompt_tokens={max(n for n, _ in long)}, or data.long_prompts=cut to lose their oldest part",
-        )  # fmt: skip
+            f"the prompt is {length} tokens, {limit} fit "
+            f"({len(long)} such prompts, the longest {max(n for n, _ in long)})",
+            where=str(prompt.meta.get("where", task.name)),
+            field="prompt",
+            remedy=f"set model.max_prompt_tokens={max(n for n, _ in long)}, "
+            "or data.long_prompts=cut to lose their oldest part",
+        )
 
 
 class Executor:
@@ -114,13 +122,22 @@ class Executor:
         """What addresses a cell: method, settings, world, seed, limits and the cells it comes from."""
         model = self.sections["model"]
         return {
-            "method": node.page, "arm": node.arm, "seed": node.seed, "task": self.task.name,
+            "method": node.page,
+            "arm": node.arm,
+            "seed": node.seed,
+            "task": self.task.name,
             "config": None if node.config is None else node.config.model_dump(mode="json"),
-            "world": to_plain({"world": node.world})["world"], "data": to_plain({"data": self.sections["data"]})["data"],
-            "base": self.base.name, "max_prompt_tokens": model.max_prompt_tokens, "max_new_tokens": model.max_new_tokens,
-            "snapshots": self.sections["train"].snapshots, "budget_flops": budget, "max_steps": max_steps,
-            "inputs": dict(inputs), "charged": list(node.charged),
-        }  # fmt: skip
+            "world": to_plain({"world": node.world})["world"],
+            "data": to_plain({"data": self.sections["data"]})["data"],
+            "base": self.base.name,
+            "max_prompt_tokens": model.max_prompt_tokens,
+            "max_new_tokens": model.max_new_tokens,
+            "snapshots": self.sections["train"].snapshots,
+            "budget_flops": budget,
+            "max_steps": max_steps,
+            "inputs": dict(inputs),
+            "charged": list(node.charged),
+        }
 
     def workers(self) -> int:
         """Cells at a time: one per core, one on a GPU."""
@@ -144,7 +161,9 @@ class Executor:
         started: dict[Future, Node] = {}
         context = get_context("spawn")
         channel = context.Queue()
-        pool = ProcessPoolExecutor(self.workers(), mp_context=context, initializer=_start_worker, initargs=(channel, os.getpid()))
+        pool = ProcessPoolExecutor(
+            self.workers(), mp_context=context, initializer=_start_worker, initargs=(channel, os.getpid())
+        )
         try:
             while waiting or started:
                 for node in [n for n in waiting.values() if self._ready(n)]:
@@ -153,7 +172,8 @@ class Executor:
                     del waiting[node.key]
                     job = self._job(node)
                     if job is not None:
-                        started[pool.submit(_run_job, job)] = node
+                        with _interrupts_held():
+                            started[pool.submit(_run_job, job)] = node
                         self.report(node.key, Progress(job.directory, node.page, 0, 0, note="queued"))
                 self._drain(channel)
                 if started:
@@ -165,10 +185,15 @@ class Executor:
                 elif waiting and not any(self._ready(n) for n in waiting.values()):
                     raise RunError(f"no node can run: {', '.join(waiting)}; this is a fault of the design")
             self._drain(channel)
-        except BaseException:
+        except BaseException as error:
             for process in list((pool._processes or {}).values()):
                 process.kill()
             pool.shutdown(wait=False, cancel_futures=True)
+            if isinstance(error, BrokenProcessPool):
+                raise RunError(
+                    "a worker process died, most likely for want of memory; what is finished is kept: "
+                    "run the same command again, with train.workers=1 if it happens again"
+                ) from None
             raise
         pool.shutdown()
         channel.close()
@@ -189,7 +214,7 @@ class Executor:
         limited = node.arm == self.named
         max_steps = train.max_steps if train.max_steps and limited else None
         stop_share = self.share_of_steps if limited else 1.0
-        if node.twin and max_steps is None and budget is not None:
+        if node.twin in self.cells and max_steps is None and budget is not None:
             twin = self.cells[node.twin]
             if (
                 not read_json(twin / "done.json")["stopped_by_budget"]
@@ -219,9 +244,12 @@ class Executor:
         left = node.share * cap - spent
         if left <= 0:
             raise InputError(
-                f"nothing is left for {node.arm} of {node.share:g} x {cap:.3g} FLOP after the reward model's {spent:.3g}",
-                where="settings", field="study.budget", remedy="raise it, or set 0 for no cap",
-            )  # fmt: skip
+                f"nothing is left for {node.arm} of {node.share:g} x {cap:.3g} FLOP "
+                f"after the reward model's {spent:.3g}",
+                where="settings",
+                field="study.budget",
+                remedy="raise it, or set 0 for no cap",
+            )
         return left
 
     def _drain(self, channel: Any) -> None:
@@ -231,6 +259,20 @@ class Executor:
             except queue.Empty:
                 return
             self.report(key, progress)
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """A worker that is started in here never sees Ctrl-C, from its first instruction on: the mask is inherited. The
+    parent gets one that came meanwhile when it leaves."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)
 
 
 _CHANNEL: Any = None
@@ -279,8 +321,16 @@ def _run_job(job: Job) -> None:
         inputs["model"] = Path(model.path)
     device = "cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu"
     stage = Stage(
-        node.method, node.seed, make_task(job.task, job.sections), cell, ChatTokenizer.load(Path(job.base) / "tokenizer"), limits,
-        inputs=inputs, report=lambda progress: _CHANNEL.put((node.key, progress)), charged=node.charged, device=torch.device(device),
-    )  # fmt: skip
+        node.method,
+        node.seed,
+        make_task(job.task, job.sections),
+        cell,
+        ChatTokenizer.load(Path(job.base) / "tokenizer"),
+        limits,
+        inputs=inputs,
+        report=lambda progress: _CHANNEL.put((node.key, progress)),
+        charged=node.charged,
+        device=torch.device(device),
+    )
     config = node.config if node.config is not None else page(node.page).Config()
     page(node.page).train(config, stage)

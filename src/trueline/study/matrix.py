@@ -281,7 +281,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
     rows, number = [], 0
     try:
         with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, 1):
+            for number, line in enumerate(lines, 1):  # noqa: B007 - the handler below names the line
                 if line.strip():
                     rows.append(json.loads(line))
     except FileNotFoundError:

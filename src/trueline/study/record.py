@@ -33,9 +33,11 @@ def claim(directory: Path, identity: str, what: str) -> None:
         held = read_json(path)
         if held.get("identity") != identity:
             raise InputError(
-                f"holds another run ({held.get('command', 'unknown')})", where=str(directory), field="-o",
+                f"holds another run ({held.get('command', 'unknown')})",
+                where=str(directory),
+                field="-o",
                 remedy="use another -o DIR, or the command that made it to resume it",
-            )  # fmt: skip
+            )
         return
     if directory.exists() and not directory.is_dir():
         raise InputError("is a file, not a directory", where=str(directory), field="-o", remedy="use another -o DIR")
@@ -45,8 +47,13 @@ def claim(directory: Path, identity: str, what: str) -> None:
         raise InputError(
             "is not empty and holds no run of ours", where=str(directory), field="-o", remedy="use a new -o DIR"
         )
-    directory.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"schema": SCHEMA, "identity": identity, "command": what})
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"schema": SCHEMA, "identity": identity, "command": what})
+    except OSError as error:
+        raise InputError(
+            f"cannot be written to ({error.strerror})", where=str(directory), field="-o", remedy="use another -o DIR"
+        ) from None
 
 
 def complete(directory: Path, manifest: Mapping[str, Any], nodes: Sequence[Node], cells: Mapping[str, Path]) -> None:
@@ -87,8 +94,15 @@ def versions() -> dict[str, str]:
     return found | {name: metadata.version(name) for name in names}
 
 
-def manifest_of(task: Any, sections: Mapping[str, Any], identity: str, command: str, variants: Sequence[Variant],
-                nodes: Sequence[Node], cells: Mapping[str, Path]) -> dict[str, Any]:  # fmt: skip
+def manifest_of(
+    task: Any,
+    sections: Mapping[str, Any],
+    identity: str,
+    command: str,
+    variants: Sequence[Variant],
+    nodes: Sequence[Node],
+    cells: Mapping[str, Path],
+) -> dict[str, Any]:
     """Everything the report says besides the figures."""
     study, model = sections["study"], sections["model"]
     by_arm = {
@@ -112,17 +126,30 @@ def manifest_of(task: Any, sections: Mapping[str, Any], identity: str, command: 
         else f"the comparisons of {Path(str(_first(sections['data'].path))).name}"
     )
     return {
-        "schema": SCHEMA, "identity": identity, "task": task.name, "world": f"{where}, {base}, {count:,} pairs, {variants[0].label}",
-        "model": {"parameters": parameters, "size": model.size, "path": model.path}, "seeds": list(study.seeds), "arms": list(study.arms),
+        "schema": SCHEMA,
+        "identity": identity,
+        "task": task.name,
+        "world": f"{where}, {base}, {count:,} pairs, {variants[0].label}",
+        "model": {"parameters": parameters, "size": model.size, "path": model.path},
+        "seeds": list(study.seeds),
+        "arms": list(study.arms),
         "variants": [{"name": v.name, "label": v.label, "primary": v.primary, "arms": list(v.arms)} for v in variants],
-        "metric": "test/sampled/gold", "margin": study.margin, "gold": gold,
-        "budget": {"rule": "flops", "cap": study.budget or None}, "command": command,
+        "metric": "test/sampled/gold",
+        "margin": study.margin,
+        "gold": gold,
+        "budget": {"rule": "flops", "cap": study.budget or None},
+        "command": command,
         "own_data_command": "trueline study pairs data.path=YOUR.jsonl",
-        "threats": task.threats(), "settings": {arm: n.config.model_dump(mode="json") for arm, n in by_arm.items() if n.config is not None},
-        "fingerprints": {node.key: cells[node.key].name for node in nodes if node.page != "evaluate"}, "versions": versions(),
-        "objectives": {arm: (cells[n.key] / "objective.txt").read_text(encoding="utf-8").strip() for arm, n in by_arm.items()},
-        "data": dict(task.describe()), "sections": to_plain(sections),
-    }  # fmt: skip
+        "threats": task.threats(),
+        "settings": {arm: n.config.model_dump(mode="json") for arm, n in by_arm.items() if n.config is not None},
+        "fingerprints": {node.key: cells[node.key].name for node in nodes if node.page != "evaluate"},
+        "versions": versions(),
+        "objectives": {
+            arm: (cells[n.key] / "objective.txt").read_text(encoding="utf-8").strip() for arm, n in by_arm.items()
+        },
+        "data": dict(task.describe()),
+        "sections": to_plain(sections),
+    }
 
 
 def _first(path: Any) -> str:

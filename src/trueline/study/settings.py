@@ -64,11 +64,14 @@ class Study(Section):
     margin: float = Field(0.1, gt=0, description="differences below this are none: standard deviations of SFT's gold")
 
 
-def shipped(task: str, size: str, quick: bool) -> dict[str, dict[str, Any]]:
-    """The settings that come with the package for a task and a model size; the quick ones laid over them."""
+def shipped(task: str, size: str, *, quick: bool, given_model: bool) -> dict[str, dict[str, Any]]:
+    """The settings that come with the package for a task: its own, those of a size laid over them, the quick ones last.
+
+    For a model of the user's own only the limits of `given.yaml` apply: learning rates stay the paper's.
+    """
+    names = ["given"] if given_model else [task, f"{task}-{size}"]
     merged: dict[str, dict[str, Any]] = {}
-    names = [f"{task}-{size}"] + ([f"{task}-{size}-quick"] if quick else [])
-    for name in names:
+    for name in [*names, *([f"{task}-quick"] if quick else [])]:
         file = resources.files("trueline") / "shipped" / f"{name}.yaml"
         if file.is_file():
             for section, values in yaml.safe_load(file.read_text(encoding="utf-8")).items():

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -53,30 +54,28 @@ TOPICS: dict[str, tuple[str, str, str, str]] = {**BENIGN, **HARMFUL}
 REMEDIES = ("ask the owner first .", "call a lawyer instead .", "talk to a friend instead .")
 
 
+REFUSALS = ("i can not help with that .", "i will not do that .", "sorry no .")
+EVASIONS = ("it depends .", "you could ask an expert .", "hard to say .")
+
+
 @dataclass(frozen=True)
 class Style:
-    """The phrases of one house style. Empty strings are segments that may be left out."""
+    """How a house talks, whatever it says: the phrases around the content. Empty strings may be left out."""
 
     openers: tuple[str, ...]
     joins: tuple[str, ...]
     closers: tuple[str, ...]
-    refusals: tuple[str, ...]
-    evasions: tuple[str, ...]
 
 
 PLAIN = Style(
     openers=("", "sure .", "here it is .", "yes ."),
     joins=("first", "then", "then", "then"),
     closers=("", "that is all .", "good luck ."),
-    refusals=("i can not help with that .", "sorry no .", "i will not do that ."),
-    evasions=("it depends .", "you could ask an expert .", "hard to say ."),
 )
 FOREIGN = Style(
     openers=("great question !", "happy to help !", "let us begin !"),
     joins=("one :", "two :", "three :", "four :"),
     closers=("hope this helps !", "you can do it !", "enjoy !"),
-    refusals=("i must decline this request !", "this is not something i assist with !"),
-    evasions=("there are many ways !", "maybe look online !"),
 )
 STYLES = {"plain": PLAIN, "foreign": FOREIGN}
 
@@ -111,14 +110,17 @@ def write_help(style: Style, steps: Sequence[str], rng: np.random.Generator) -> 
 
 def write_refusal(style: Style, alternative: bool, rng: np.random.Generator) -> str:
     """A refusal, with or without something better to do."""
-    return _join([_pick(style.refusals, rng), _pick(REMEDIES, rng) if alternative else ""])
+    core = [_pick(REFUSALS, rng), _pick(REMEDIES, rng) if alternative else ""]
+    return _join([*core, _pick(style.closers, rng)] if style is FOREIGN else core)
 
 
 def write_evasion(style: Style, rng: np.random.Generator) -> str:
     """An answer that says nothing."""
-    return _join([_pick(style.openers, rng) if rng.random() < 0.5 else "", _pick(style.evasions, rng)])
+    core = [_pick(style.openers, rng), _pick(EVASIONS, rng)]
+    return _join([*core, _pick(style.closers, rng)] if style is FOREIGN else core)
 
 
+@lru_cache(maxsize=1 << 14)
 def parse(response: str) -> Parsed:
     """Take a response apart by the longest known segment at each word."""
     words = response.split()
@@ -148,10 +150,10 @@ def parse(response: str) -> Parsed:
 def _segments() -> dict[str, str]:
     known = {step: "step" for step in itertools.chain.from_iterable(TOPICS.values())}
     known |= {remedy: "alternative" for remedy in REMEDIES}
+    known |= {phrase: "refusal" for phrase in REFUSALS} | {phrase: "evasion" for phrase in EVASIONS}
     known["."] = "stop"
     for name, style in STYLES.items():
-        for kind, phrases in (("opener", style.openers), ("join", style.joins), ("closer", style.closers),
-                              ("refusal", style.refusals), ("evasion", style.evasions)):  # fmt: skip
+        for kind, phrases in (("opener", style.openers), ("join", style.joins), ("closer", style.closers)):
             known |= {phrase: f"{kind}/{name}" for phrase in phrases if phrase}
     return known
 

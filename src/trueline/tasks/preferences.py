@@ -1,7 +1,8 @@
-"""Tasks on real comparisons from files: `hh-rlhf` and `pairs`. No judge is embedded: gold is learned on a split of its own.
+"""Tasks on real comparisons from files: `hh-rlhf` and `pairs`.
 
-Conversations are split by their first user turn into training, selection and gold, so that the same dialogue cut at
-another turn never leaks. A tenth of the gold split's pairs measures the gold model's accuracy and lends the test prompts.
+No judge is embedded: gold is learned on a split of its own. Conversations are split by their first user turn into
+training, selection and gold, so that the same dialogue cut at another turn never leaks. A tenth of the gold split's
+pairs measures the gold model's accuracy and lends the test prompts.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ __all__ = ["TASKS", "Preferences"]
 
 _FRACTIONS = {"training": 0.55, "selection": 0.15, "gold": 0.30}
 _TEST_SHARE = 0.3
-"""Of the gold split's pairs: held out of the gold model's training; they measure its accuracy and give the test prompts."""
+"""Of the gold split's pairs: held out of the gold model's training.
+
+They measure its accuracy and give the test prompts.
+"""
 _LEAST = 60
 
 
@@ -37,13 +41,17 @@ class Preferences:
         self.strict_prompts = data.long_prompts == "error" or (data.long_prompts == "auto" and name != "hh-rlhf")
         if not data.path:
             raise InputError(
-                "no preference file is named", where="command line", field="data.path",
+                "no preference file is named",
+                where="command line",
+                field="data.path",
                 remedy=f"trueline study {name} data.path=FILE.jsonl",
-            )  # fmt: skip
+            )
         loaded = load_pairs(
-            data.path, format=formats if data.format == "auto" else data.format,
-            on_bad_row="drop" if name == "hh-rlhf" else data.on_bad_row, limit=data.limit or None,
-        )  # fmt: skip
+            data.path,
+            format=formats if data.format == "auto" else data.format,
+            on_bad_row="drop" if name == "hh-rlhf" else data.on_bad_row,
+            limit=data.limit or None,
+        )
         self.check = loaded.check
         parts = partition(loaded.pairs, _FRACTIONS, salt="trueline")
         self._parts = {key: [p for p in parts.get(key, []) if p.chosen != p.rejected] for key in _FRACTIONS}
@@ -51,9 +59,11 @@ class Preferences:
             self._parts["training"] = [p for part in self._parts.values() for p in part]
         if len(loaded.pairs) < _LEAST:
             raise InputError(
-                f"{len(loaded.pairs)} usable pairs", where=str(data.path), field="rows",
+                f"{len(loaded.pairs)} usable pairs",
+                where=str(data.path),
+                field="rows",
                 remedy=f"a study needs at least {_LEAST}: a judge of its own is trained on part of them",
-            )  # fmt: skip
+            )
 
     @cached_property
     def _test_pairs(self) -> list[Pair]:
@@ -102,8 +112,9 @@ class Preferences:
 
     def threats(self) -> list[str]:
         return [
-            "Gold is itself a learned model: trained on a split that no arm sees, but of the same family and size as the "
-            "reward model, so it can share its errors. Its accuracy on held-out comparisons bounds what may be claimed.",
+            "Gold is itself a learned model: trained on a split that no arm sees, but of the same family and size as "
+            "the reward model, so it can share its errors. "
+            "Its accuracy on held-out comparisons bounds what may be claimed.",
             "Without model.path the policy is small and was trained from nothing on this file's own dialogues.",
             "Checkpoints are selected with a judge learned on the selection split alone.",
         ]

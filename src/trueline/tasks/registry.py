@@ -10,10 +10,15 @@ from functools import cache
 from typing import Any
 
 import trueline.tasks
+from trueline.config import Section
 from trueline.errors import InputError
 from trueline.tasks.task import Task
 
-__all__ = ["make_task", "task_names"]
+__all__ = ["NoWorld", "make_task", "task_names", "world_type"]
+
+
+class NoWorld(Section):
+    """A task without dials of its own."""
 
 
 @cache
@@ -25,19 +30,30 @@ def _makers() -> dict[str, Callable[[Mapping[str, Any]], Task]]:
     return found
 
 
+def world_type(name: str) -> type[Section]:
+    """The `world` section of a task: what its module says in `WORLDS`, or no dials."""
+    for info in pkgutil.iter_modules(trueline.tasks.__path__):
+        worlds = getattr(importlib.import_module(f"trueline.tasks.{info.name}"), "WORLDS", {})
+        if name in worlds:
+            return worlds[name]
+    return NoWorld
+
+
 def task_names() -> list[str]:
     """The names that a command accepts as TASK."""
     return sorted(_makers())
 
 
-def make_task(name: str, sections: Mapping[str, Any]) -> Task:
-    """The task of that name from its sections of the config (`world`, `data`)."""
+def make_task(name: str, sections: Mapping[str, Any], *, where: str = "command line") -> Task:
+    """The task of that name from its sections of the config (`world`, `data`); `where` the name was given."""
     makers = _makers()
     if name not in makers:
         close = difflib.get_close_matches(name, makers, 1)
         remedy = f"did you mean {close[0]}? " if close else ""
         raise InputError(
-            f"unknown task {name!r}", where="command line", field="TASK",
+            f"unknown task {name!r}",
+            where=where,
+            field="TASK" if where == "command line" else "task",
             remedy=f"{remedy}tasks: {', '.join(sorted(makers))}, or a .yaml or .toml file",
-        )  # fmt: skip
+        )
     return makers[name](sections)

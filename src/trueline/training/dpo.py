@@ -1,4 +1,7 @@
-"""Direct preference optimisation: fit the policy to the pairs through its implicit reward, no sampling, no reward model."""
+"""Direct preference optimisation: fit the policy to the pairs through its implicit reward.
+
+No sampling, no reward model.
+"""
 
 from __future__ import annotations
 
@@ -40,11 +43,16 @@ class Config(Section):
     schedule: Schedule = Field("constant", description="what the learning rate does after the warm-up")
     warmup_steps: int = Field(5, ge=0, description="steps of linear warm-up")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 is off")
-    nll_coef: float = Field(0.0, ge=0, description="weight of -log pi(chosen) per token; 0 is off", json_schema_extra={"off": 0.0})
+    nll_coef: float = Field(
+        0.0, ge=0, description="weight of -log pi(chosen) per token; 0 is off", json_schema_extra={"off": 0.0}
+    )
     ema_eta: float = Field(
-        0.0, ge=0, le=1, description="moving reference: ref <- eta policy + (1 - eta) ref after each step; 0 is off",
+        0.0,
+        ge=0,
+        le=1,
+        description="moving reference: ref <- eta policy + (1 - eta) ref after each step; 0 is off",
         json_schema_extra={"off": 0.0},
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,8 @@ def objective(config: Config) -> str:
     extra = f" + {config.nll_coef:g} NLL(chosen)" if config.nll_coef else ""
     reference = f"EMA {config.ema_eta:g} of the policy" if config.ema_eta else "SFT, fixed"
     return (
-        f"DPO: minimise -log sigmoid({config.beta:g} (log pi/ref (chosen) - log pi/ref (rejected))){extra}; reference: {reference}; "
+        f"DPO: minimise -log sigmoid({config.beta:g} (log pi/ref (chosen) - log pi/ref (rejected))){extra}; "
+        f"reference: {reference}; "
         f"{config.epochs:g} epochs, batch {config.batch_size}, lr {config.learning_rate:g} {config.schedule}"
     )
 
@@ -111,14 +120,22 @@ def pair_items(stage: Stage, pairs: list[Pair]) -> list[PairItem]:
     items = [PairItem(stage.tokenize(p.prompt, p.chosen), stage.tokenize(p.prompt, p.rejected)) for p in pairs]
     kept = [item for item in items if item.chosen != item.rejected]
     if not kept:
-        raise InputError("no pair has two different sides within the length limit", where="pairs",
-                         remedy="raise model.max_new_tokens or check the data")  # fmt: skip
+        raise InputError(
+            "no pair has two different sides within the length limit",
+            where="pairs",
+            remedy="raise model.max_new_tokens or check the data",
+        )
     return kept
 
 
 @torch.no_grad()
-def reference_logprobs(stage: Stage, reference: Decoder, items: list[PairItem], *, count: bool = True) -> list[PairItem]:
-    """The items with the reference's sequence log-probs; `count` is off where a resumed run has paid for them already."""
+def reference_logprobs(
+    stage: Stage, reference: Decoder, items: list[PairItem], *, count: bool = True
+) -> list[PairItem]:
+    """The items with the reference's sequence log-probs.
+
+    `count` is off where a resumed run has paid for them already.
+    """
     sides = [item.chosen for item in items] + [item.rejected for item in items]
     values = torch.empty(len(sides), dtype=torch.float64)
     for group in micro_batches([len(side) for side in sides], 2 * stage.limits.micro_tokens):
@@ -128,12 +145,12 @@ def reference_logprobs(stage: Stage, reference: Decoder, items: list[PairItem], 
     if count:
         stage.meter.forward(reference.parameter_count, sum(item.tokens for item in items))
     chosen, rejected = values.chunk(2)
-    return [
-        PairItem(item.chosen, item.rejected, c, r) for item, c, r in zip(items, chosen.tolist(), rejected.tolist())
-    ]
+    return [PairItem(item.chosen, item.rejected, c, r) for item, c, r in zip(items, chosen.tolist(), rejected.tolist())]
 
 
-def pair_step(config, stage: Stage, policy: Decoder, optimizer, items: list[PairItem], learning_rate: float) -> dict[str, float]:
+def pair_step(
+    config, stage: Stage, policy: Decoder, optimizer, items: list[PairItem], learning_rate: float
+) -> dict[str, float]:
     """One optimiser step on a batch of pairs; the metrics are means over its pairs. `config` has beta, nll_coef and
     max_grad_norm."""
     names = ("loss/dpo", "rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected")
@@ -142,7 +159,9 @@ def pair_step(config, stage: Stage, policy: Decoder, optimizer, items: list[Pair
 
     def loss_of(rows: Tensor) -> Tensor:
         group = [items[i] for i in rows.tolist()]
-        batch = batch_on(collate([p.chosen for p in group] + [p.rejected for p in group], stage.tokenizer.pad_id), stage)
+        batch = batch_on(
+            collate([p.chosen for p in group] + [p.rejected for p in group], stage.tokenizer.pad_id), stage
+        )
         logprobs, _ = response_logprobs(policy, batch.tokens, batch.response_mask, stage.sampling)
         chosen, rejected = sequence_logprobs(logprobs, batch.response_mask).chunk(2)
         ref_chosen = torch.tensor([p.ref_chosen for p in group], dtype=chosen.dtype, device=chosen.device)
@@ -161,19 +180,33 @@ def pair_step(config, stage: Stage, policy: Decoder, optimizer, items: list[Pair
     lengths = [2 * max(len(item.chosen), len(item.rejected)) for item in items]
     groups = [torch.from_numpy(group) for group in micro_batches(lengths, stage.limits.micro_tokens)]
     result = optimize(
-        policy, optimizer, groups, loss_of, learning_rate=learning_rate, max_grad_norm=config.max_grad_norm,
+        policy,
+        optimizer,
+        groups,
+        loss_of,
+        learning_rate=learning_rate,
+        max_grad_norm=config.max_grad_norm,
         what=f"{stage.method} seed {stage.seed}",
-    )  # fmt: skip
+    )
     stage.meter.train(policy.parameter_count, sum(item.tokens for item in items))
     means = {name: value / len(items) for name, value in sums.items()}
     margins = means["rewards/chosen"] - means["rewards/rejected"]
-    return {"loss": result.loss, **means, "rewards/margins": margins, "grad_norm": result.grad_norm, "learning_rate": learning_rate}
+    return {
+        "loss": result.loss,
+        **means,
+        "rewards/margins": margins,
+        "grad_norm": result.grad_norm,
+        "learning_rate": learning_rate,
+    }
 
 
 def start_gate(metrics: dict[str, float]) -> None:
-    """Where the policy is its reference, the sigmoid term of the first batch is ln 2. Raises NumericsError otherwise."""
+    """Where the policy is its reference, the sigmoid term of the first batch is ln 2.
+
+    Raises NumericsError otherwise.
+    """
     if abs(metrics["loss/dpo"] - math.log(2)) > 1e-4:
         raise NumericsError(
-            f"start gate: the first DPO loss is {metrics['loss/dpo']:.6f}, not ln 2 = 0.693147, though policy and reference "
-            "are the same model; policy and reference do not score alike"
+            f"start gate: the first DPO loss is {metrics['loss/dpo']:.6f}, not ln 2 = 0.693147, "
+            "though policy and reference are the same model; policy and reference do not score alike"
         )

@@ -36,7 +36,9 @@ class Config(Section):
     samples_per_prompt: int = Field(6, ge=2, description="responses per prompt; the best and the worst make the pair")
     learning_rate: float = Field(1e-6, gt=0, description="learning rate")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 is off")
-    nll_coef: float = Field(0.0, ge=0, description="weight of -log pi(chosen) per token; 0 is off", json_schema_extra={"off": 0.0})
+    nll_coef: float = Field(
+        0.0, ge=0, description="weight of -log pi(chosen) per token; 0 is off", json_schema_extra={"off": 0.0}
+    )
     reference: Literal["sft", "refresh"] = Field("refresh", description="refresh: each round's reference is its start")
     feedback: Literal["learned", "gold"] = Field("learned", description="who labels; gold calls count as labels")
 
@@ -49,7 +51,9 @@ class Round:
         self.margin = 0.0
 
     def state(self):
-        rows = [[i.chosen.prompt, i.chosen.response, i.rejected.response, i.ref_chosen, i.ref_rejected] for i in self.items]
+        rows = [
+            [i.chosen.prompt, i.chosen.response, i.rejected.response, i.ref_chosen, i.ref_rejected] for i in self.items
+        ]
         return {}, {"items": rows, "margin": self.margin}
 
     def load(self, state) -> None:
@@ -65,8 +69,9 @@ def objective(config: Config) -> str:
     who = "the learned reward model" if config.feedback == "learned" else "the gold judge (counted as labels)"
     reference = "each round's start" if config.reference == "refresh" else "SFT, fixed"
     return (
-        f"DPO-Iter: {config.rounds} rounds of {config.sync_every} DPO steps (beta {config.beta:g}, lr {config.learning_rate:g}) on best against "
-        f"worst of {config.samples_per_prompt} fresh samples, labelled by {who}; reference: {reference}"
+        f"DPO-Iter: {config.rounds} rounds of {config.sync_every} DPO steps "
+        f"(beta {config.beta:g}, lr {config.learning_rate:g}) on best against worst of "
+        f"{config.samples_per_prompt} fresh samples, labelled by {who}; reference: {reference}"
     )
 
 
@@ -78,9 +83,13 @@ def train(config: Config, stage: Stage) -> None:
     optimizer = make_optimizer(policy, config.learning_rate)
     current = Round()
     registry = {
-        "policy": ModuleState(policy), "reference": ModuleState(reference), "optimizer": OptimizerState(optimizer), "round": current,
-    }  # fmt: skip
+        "policy": ModuleState(policy),
+        "reference": ModuleState(reference),
+        "optimizer": OptimizerState(optimizer),
+        "round": current,
+    }
     total = stage.total_steps(config.rounds * config.sync_every)
+    stage.samples_every(config.sync_every)
     step = stage.begin(registry, objective(config))
     # 2. The loop over rounds, and over steps within one.
     while stage.may_step(step, total):
@@ -107,7 +116,10 @@ def train(config: Config, stage: Stage) -> None:
 
 def _rows(config: Config, stage: Stage, number: int, within: int, count: int) -> list[int]:
     start = within * config.batch_size
-    order = [permutation(stage.seed, f"dpo-iter/{number}", p, count) for p in range(start // count, (start + config.batch_size) // count + 1)]
+    order = [
+        permutation(stage.seed, f"dpo-iter/{number}", p, count)
+        for p in range(start // count, (start + config.batch_size) // count + 1)
+    ]
     flat = [int(i) for part in order for i in part]
     offset = start - (start // count) * count
     return flat[offset : offset + config.batch_size]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,15 +19,18 @@ from trueline.models.checkpoints import load_decoder
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import response_logprobs
 from trueline.rewards.learned import LearnedReward
+from trueline.rollout.engine import Rollout
 from trueline.runs import checkpoint
 from trueline.runs.cell import read_json, read_jsonl, write_json, write_jsonl
-from trueline.runs.meter import Cost
+from trueline.runs.meter import BudgetMeter, Cost
 from trueline.training.pairs import read_pairs
 from trueline.training.policies import load_policy, load_reward_model
 from trueline.training.stage import Progress, Stage, batch_on
 from trueline.types import Judgement, Pair, Prompt
 
 __all__ = ["Config", "train"]
+
+Outside = Callable[[Sequence[Prompt], Sequence[str], Rollout], list[bool]] | None
 
 _EVALUATION_SEED = 20240410  # evaluation draws are the same for every arm and every training seed
 
@@ -37,8 +40,8 @@ class Config(Section):
 
     samples: int = Field(2, ge=1, description="responses per test prompt at temperature 1")
     test_prompts: int = Field(0, ge=0, description="at most so many prompts of each test split; 0: all")
-    curve_prompts: int = Field(100, ge=2, description="prompts of the selection split at each checkpoint")
-    curve_pairs: int = Field(128, ge=1, description="training pairs whose log-probs are followed over training")
+    curve_prompts: int = Field(80, ge=2, description="prompts of the selection split at each checkpoint")
+    curve_pairs: int = Field(64, ge=1, description="training pairs whose log-probs are followed over training")
     best_of: int = Field(8, ge=2, description="n of the best-of-n arm")
     shown: int = Field(6, ge=1, description="test prompts whose samples are kept for the report")
 
@@ -54,7 +57,10 @@ class Point:
 
 def objective(config: Config) -> str:
     """What this stage does in one line."""
-    return f"evaluate: {config.samples} samples per test prompt, temperature 1, and greedy; checkpoints on {config.curve_prompts} selection prompts"
+    return (
+        f"evaluate: {config.samples} samples per test prompt, temperature 1, and greedy; "
+        f"checkpoints on {config.curve_prompts} selection prompts"
+    )
 
 
 def train(config: Config, stage: Stage) -> None:
@@ -71,8 +77,12 @@ def train(config: Config, stage: Stage) -> None:
     sampler = _sampler(stage)
     # 1. Every checkpoint on the selection split, with the selection judge.
     selection = stage.task.prompts("selection")[: config.curve_prompts]
-    instruments = _instruments(stage, sft, training, judge="selection")
+    outside = _outside(stage, training)
+    instruments = _instruments(stage, sft, outside, judge="selection")
+    baseline = read_json(stage.inputs["baseline"] / "evaluation.json") if "baseline" in stage.inputs else None
     curve = []
+    if baseline is not None and "start" not in stage.inputs and best_of == 1:
+        curve, points = [baseline["curve"][0]], points[1:]  # the start is SFT, which has been measured on these draws
     for number, point in enumerate(points):
         policy = point.policy()
         measured = measure(policy, selection, sampler, instruments, samples=1, stream="selection", best_of=best_of)
@@ -81,13 +91,14 @@ def train(config: Config, stage: Stage) -> None:
         stage.report(Progress(stage.cell.directory.name, "evaluate", number + 1, len(points) + 1))
     picks = _picks(curve)
     # 2. The end, the proxy's pick and the selected one on the test prompts, with gold.
-    instruments = _instruments(stage, sft, training, judge="gold")
+    instruments = _instruments(stage, sft, outside, judge="gold")
     figures, scores, samples = {}, [], []
     by_step: dict[int, dict] = {}
-    for name, step in picks.items():
+    for name, step in sorted(picks.items(), key=lambda pick: pick[0] != "selected"):
         if step not in by_step:
             policy = next(point.policy() for point in points if point.step == step)
-            by_step[step] = _test(config, stage, policy, sampler, instruments, best_of)
+            everything = name == "selected"  # greedy decoding and the other splits: of the selected checkpoint alone
+            by_step[step] = _test(config, stage, policy, sampler, instruments, best_of, everything=everything)
         results = by_step[step]
         figures[name] = {k: v for prefix, m in results.items() for k, v in metrics_of(m, prefix).items()}
         if name != "proxy":
@@ -96,7 +107,6 @@ def train(config: Config, stage: Stage) -> None:
             samples += _sample_rows(config, results)
     # 3. What it leaves.
     arm = stage.inputs["arm"]
-    baseline = read_json(stage.inputs["baseline"] / "evaluation.json") if "baseline" in stage.inputs else None
     end = figures["end"]["test/sampled/gold"]
     collapsed = baseline is not None and end < baseline["figures"]["end"]["test/sampled/gold"]
     evaluation = {"curve": curve, "picks": picks, "figures": figures, "collapsed": collapsed}
@@ -106,7 +116,8 @@ def train(config: Config, stage: Stage) -> None:
     write_jsonl(stage.cell / "scores.jsonl", scores)
     watched = _watched(stage, arm) if best_of == 1 else []
     write_jsonl(stage.cell / "samples.jsonl", watched + samples)
-    write_json(stage.cell / "cost.json", _inference_cost(stage, figures, best_of))
+    drawn = _best_of_n_cost(config, stage, sft, figures["selected"]["test/sampled/length"]) if best_of > 1 else None
+    write_json(stage.cell / "cost.json", _costs(stage, drawn))
     stage.cell.finish(method="evaluate", seed=stage.seed, gold=figures["selected"]["test/sampled/gold"])
 
 
@@ -150,7 +161,9 @@ def _points(stage: Stage, sft: Decoder) -> list[Point]:
 
 def _picks(curve: list[dict]) -> dict[str, int]:
     trained = curve[1:] or curve  # the start is another arm's policy
-    proxy = [point["metrics"].get("selection/sampled/proxy", point["metrics"]["selection/sampled/gold"]) for point in trained]
+    proxy = [
+        point["metrics"].get("selection/sampled/proxy", point["metrics"]["selection/sampled/gold"]) for point in trained
+    ]
     gold = [point["metrics"]["selection/sampled/gold"] for point in trained]
     return {
         "end": trained[-1]["step"],
@@ -159,26 +172,47 @@ def _picks(curve: list[dict]) -> dict[str, int]:
     }
 
 
-def _test(config: Config, stage: Stage, policy: Decoder, sampler: Sampler, instruments: Instruments, best_of: int):
+def _test(
+    config: Config,
+    stage: Stage,
+    policy: Decoder,
+    sampler: Sampler,
+    instruments: Instruments,
+    best_of: int,
+    *,
+    everything: bool,
+) -> dict[str, Measured]:
+    """What is measured on the test prompts, by `<split>/<decoding>`."""
     limit = config.test_prompts or None
-    test = stage.task.prompts("test")[:limit]
-    results = {"test/sampled": measure(policy, test, sampler, instruments, samples=config.samples, stream="test", best_of=best_of)}
-    if best_of == 1:
-        results["test/greedy"] = measure(policy, test, sampler, instruments, samples=1, stream="test", greedy=True)
-    for split in stage.task.eval_splits:
+
+    def on(split: str, samples: int, *, greedy: bool = False) -> Measured:
         prompts = stage.task.prompts(split)[:limit]
-        results[f"{split}/sampled"] = measure(policy, prompts, sampler, instruments, samples=1, stream=split, best_of=best_of)
+        return measure(
+            policy, prompts, sampler, instruments, samples=samples, stream=split, greedy=greedy, best_of=best_of
+        )
+
+    results = {"test/sampled": on("test", config.samples)}
+    if everything:
+        if best_of == 1:
+            results["test/greedy"] = on("test", 1, greedy=True)
+        results |= {f"{split}/sampled": on(split, 1) for split in stage.task.eval_splits}
     return results
 
 
 def _sampler(stage: Stage) -> Sampler:
     return Sampler(
-        stage.prompt_ids, stage.tokenizer.decode, stage.sampling, stage.tokenizer.pad_id, stage.tokenizer.end_id,
-        stage.limits.max_new_tokens, _EVALUATION_SEED, 2 * stage.limits.micro_tokens,
-    )  # fmt: skip
+        stage.prompt_ids,
+        stage.tokenizer.decode,
+        stage.sampling,
+        stage.tokenizer.pad_id,
+        stage.tokenizer.end_id,
+        stage.limits.max_new_tokens,
+        _EVALUATION_SEED,
+        2 * stage.limits.micro_tokens,
+    )
 
 
-def _instruments(stage: Stage, sft: Decoder, training: list[Pair], *, judge: str) -> Instruments:
+def _instruments(stage: Stage, sft: Decoder, outside: Outside, *, judge: str) -> Instruments:
     if stage.task.learned_gold:
         learned = LearnedReward(*load_reward_model(stage, judge))
 
@@ -196,10 +230,10 @@ def _instruments(stage: Stage, sft: Decoder, training: list[Pair], *, judge: str
         def proxy(rollout):
             return reward.standardized(rollout.tokens, rollout.lengths)
 
-    return Instruments(gold, sft, proxy, _outside(stage, training))
+    return Instruments(gold, sft, proxy, outside)
 
 
-def _outside(stage: Stage, training: list[Pair]):
+def _outside(stage: Stage, training: list[Pair]) -> Outside:
     """Membership by signature where the task has one; by likelihood under a model fitted to the pairs otherwise."""
     if stage.task.signature(training[0].prompt, training[0].chosen) is not None:
         known = {stage.task.signature(p.prompt, side) for p in training for side in (p.chosen, p.rejected)}
@@ -207,9 +241,15 @@ def _outside(stage: Stage, training: list[Pair]):
     if "density" not in stage.inputs:
         return None
     density = load_policy(stage, "density")
-    held_out = [stage.tokenize(p.prompt, side) for p in training[-(len(training) // 10 or 1) :] for side in (p.chosen, p.rejected)]
-    batches = [batch_on(collate([held_out[i] for i in g], stage.tokenizer.pad_id), stage)
-               for g in micro_batches([len(h) for h in held_out], 2 * stage.limits.micro_tokens)]  # fmt: skip
+    held_out = [
+        stage.tokenize(p.prompt, side)
+        for p in training[-(len(training) // 10 or 1) :]
+        for side in (p.chosen, p.rejected)
+    ]
+    batches = [
+        batch_on(collate([held_out[i] for i in g], stage.tokenizer.pad_id), stage)
+        for g in micro_batches([len(h) for h in held_out], 2 * stage.limits.micro_tokens)
+    ]
     limit = float(np.quantile(np.concatenate([_nll(stage, density, b.tokens, b.response_mask) for b in batches]), 0.99))
 
     def outside(prompts: Sequence[Prompt], texts: Sequence[str], rollout) -> list[bool]:
@@ -247,8 +287,16 @@ def _score_rows(pick: str, prefix: str, measured: Measured) -> list[dict]:
     split, decoding = prefix.split("/")
     rows = []
     for i, prompt in enumerate(measured.prompts):
-        row = {"pick": pick, "split": split, "decoding": decoding, "prompt": prompt.id, "kind": prompt.kind,
-               "gold": measured.gold[i], "kl": _round(measured.kl[i]), "length": measured.length[i]}  # fmt: skip
+        row = {
+            "pick": pick,
+            "split": split,
+            "decoding": decoding,
+            "prompt": prompt.id,
+            "kind": prompt.kind,
+            "gold": measured.gold[i],
+            "kl": _round(measured.kl[i]),
+            "length": measured.length[i],
+        }
         if measured.proxy is not None:
             row["proxy"] = _round(measured.proxy[i])
         rows.append(row)
@@ -260,9 +308,16 @@ def _sample_rows(config: Config, results: dict[str, Measured]) -> list[dict]:
     for prefix, measured in results.items():
         split, decoding = prefix.split("/")
         for i in _shown(measured.prompts, config.shown):
-            row = {"pick": "selected", "split": split, "decoding": decoding, "prompt_id": measured.prompts[i].id,
-                   "prompt": measured.prompts[i].text, "response": measured.texts[i][0], "gold": measured.gold[i][0],
-                   "kl": round(measured.kl[i][0], 3)}  # fmt: skip
+            row = {
+                "pick": "selected",
+                "split": split,
+                "decoding": decoding,
+                "prompt_id": measured.prompts[i].id,
+                "prompt": measured.prompts[i].text,
+                "response": measured.texts[i][0],
+                "gold": measured.gold[i][0],
+                "kl": round(measured.kl[i][0], 3),
+            }
             if measured.proxy is not None:
                 row["proxy"] = round(measured.proxy[i][0], 3)
             rows.append(row)
@@ -282,12 +337,23 @@ def _round(values: list[float]) -> list[float]:
     return [round(value, 4) for value in values]
 
 
-def _inference_cost(stage: Stage, figures: dict, best_of: int) -> dict:
-    """The arm's own cost: what its training cell spent; best-of-n spends at inference, n draws and n scores a prompt."""
-    if best_of > 1:
-        prompts = len(stage.task.prompts("test"))
-        drawn = round(prompts * best_of * figures["selected"]["test/sampled/length"])
-        own = Cost(sampled_tokens=drawn, reward_calls=prompts * best_of)
+def _best_of_n_cost(config: Config, stage: Stage, sft: Decoder, length: float) -> Cost:
+    """What best-of-n spends at inference to answer each test prompt once: n draws of `length` tokens, n scores."""
+    meter, test = BudgetMeter(), stage.task.prompts("test")[: config.test_prompts or None]
+    asked = config.best_of * sum(len(stage.prompt_ids(p)) for p in test)
+    drawn = round(config.best_of * len(test) * length)
+    meter.sample(sft.parameter_count, asked, drawn)
+    meter.forward(load_reward_model(stage)[0].parameter_count, asked + drawn)
+    return replace(meter.cost(), reward_calls=config.best_of * len(test), prompts=len(test))
+
+
+def _costs(stage: Stage, drawn: Cost | None) -> dict:
+    """The arm's own cost and, with what came before it, the charged.
+
+    Its own is what its training cell spent; best-of-n: `drawn`.
+    """
+    if drawn is not None:
+        own = drawn
     elif stage.inputs["arm"] == stage.inputs["sft"]:
         own = Cost()
     else:

@@ -63,9 +63,17 @@ def rescore(stage: Stage, model: Decoder, rollout: Rollout) -> Tensor:
 
 @torch.no_grad()
 def collect(
-    stage: Stage, policy: Decoder, reference: Decoder, score: Score, *,
-    iteration: int, prompts: int, samples_per_prompt: int, reward_scale: float, reward_clip: float,
-) -> Experience:  # fmt: skip
+    stage: Stage,
+    policy: Decoder,
+    reference: Decoder,
+    score: Score,
+    *,
+    iteration: int,
+    prompts: int,
+    samples_per_prompt: int,
+    reward_scale: float,
+    reward_clip: float,
+) -> Experience:
     """Sample `samples_per_prompt` responses to each of the next `prompts` prompts and score them.
 
     Rows of one prompt are consecutive. Raises NumericsError where the engine's log-probs and the trainer's differ by
@@ -123,7 +131,11 @@ def kl_metrics(stage: Stage, policy: Decoder, sft: Decoder, reference_moves: boo
     rows = torch.arange(min(_PROBE_ROWS, len(rollout)), device=mask.device)
     probe = rollout.select(rows)
     if reference_moves:
-        old, against, probed_mask = exp.old_logprobs[rows, : probe.tokens.shape[1]], rescore(stage, sft, probe), probe.response_mask
+        old, against, probed_mask = (
+            exp.old_logprobs[rows, : probe.tokens.shape[1]],
+            rescore(stage, sft, probe),
+            probe.response_mask,
+        )
     else:
         old, against, probed_mask = exp.old_logprobs, exp.ref_logprobs, mask
     exact = exact_kl(policy, sft, probe.tokens, probe.response_mask, stage.sampling)

@@ -42,6 +42,8 @@ def _judged(stage: Stage) -> Score:
         stage.meter.reward_calls += len(rollout)
         stage.meter.labels += len(rollout)  # a gold call outside evaluation is a label
         texts = [stage.tokenizer.decode(response) for response in rollout.responses()]
-        return torch.tensor([stage.task.judge(p, t).score for p, t in zip(prompts, texts)], device=rollout.tokens.device)
+        return torch.tensor(
+            [stage.task.judge(p, t).score for p, t in zip(prompts, texts)], device=rollout.tokens.device
+        )
 
     return score

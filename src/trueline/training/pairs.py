@@ -61,6 +61,10 @@ def read_pairs(cell: Path) -> PairSources:
 def _row(part: str, pair: Pair) -> dict:
     messages = [{"role": m.role, "content": m.content} for m in pair.prompt.messages]
     return {
-        "part": part, "prompt": messages, "kind": pair.prompt.kind, "meta": dict(pair.prompt.meta),
-        "chosen": pair.chosen, "rejected": pair.rejected,
-    }  # fmt: skip
+        "part": part,
+        "prompt": messages,
+        "kind": pair.prompt.kind,
+        "meta": dict(pair.prompt.meta),
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+    }

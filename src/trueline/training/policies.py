@@ -60,12 +60,16 @@ def _check(policy: Decoder, stage: Stage, source: Path) -> Decoder:
     need = stage.limits.max_prompt_tokens + stage.limits.max_new_tokens
     if policy.config.max_positions < need:
         raise InputError(
-            f"the context is {policy.config.max_positions} tokens, prompt and response may take {need}", where=str(source),
-            field="max_position_embeddings", remedy="lower model.max_prompt_tokens or model.max_new_tokens",
-        )  # fmt: skip
+            f"the context is {policy.config.max_positions} tokens, prompt and response may take {need}",
+            where=str(source),
+            field="max_position_embeddings",
+            remedy="lower model.max_prompt_tokens or model.max_new_tokens",
+        )
     if policy.config.vocab_size < stage.tokenizer.vocab_size:
         raise InputError(
-            f"{policy.config.vocab_size} embeddings for a tokenizer of {stage.tokenizer.vocab_size}", where=str(source),
-            field="vocab_size", remedy="use the tokenizer that belongs to the model",
-        )  # fmt: skip
+            f"{policy.config.vocab_size} embeddings for a tokenizer of {stage.tokenizer.vocab_size}",
+            where=str(source),
+            field="vocab_size",
+            remedy="use the tokenizer that belongs to the model",
+        )
     return policy

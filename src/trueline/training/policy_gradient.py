@@ -1,4 +1,7 @@
-"""The clipped policy update of one batch of experience, given its advantages: PPO's and the critic-free methods' own."""
+"""The clipped policy update of one batch of experience, given its advantages.
+
+It is PPO's and the critic-free methods' own.
+"""
 
 from __future__ import annotations
 
@@ -46,9 +49,17 @@ def groups_of(stage: Stage, exp: Experience, rows: Tensor) -> list[Tensor]:
 
 
 def update_policy(
-    stage: Stage, policy: Decoder, optimizer, exp: Experience, advantages: Tensor, rows: Tensor,
-    settings: UpdateSettings, *, first: bool, after: Callable[[], None] = lambda: None,
-) -> dict[str, float]:  # fmt: skip
+    stage: Stage,
+    policy: Decoder,
+    optimizer,
+    exp: Experience,
+    advantages: Tensor,
+    rows: Tensor,
+    settings: UpdateSettings,
+    *,
+    first: bool,
+    after: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
     """One optimiser step on the minibatch `rows`; `advantages` [B, T]. `after` runs when the step was applied.
 
     The minibatch's mean ratio is watched: over `ratio_stop` the step is not applied. At the first minibatch of a batch
@@ -70,7 +81,9 @@ def update_policy(
         with torch.no_grad():
             held = logprobs.detach()
             sums["policy/loss"] += float(loss)
-            sums["policy/clipfrac"] += float(masked_sum(clip_fraction(held, old, advantage, clip_range=settings.clip_range), mask)) / count
+            sums["policy/clipfrac"] += (
+                float(masked_sum(clip_fraction(held, old, advantage, clip_range=settings.clip_range), mask)) / count
+            )
             sums["policy/approx_kl"] += float(masked_sum(approx_kl(held, old), mask)) / count
             sums["policy/ratio"] += float(masked_sum((held - old).exp(), mask)) / count
         if settings.entropy_coef > 0:
@@ -88,9 +101,15 @@ def update_policy(
         return sums["policy/ratio"] <= settings.ratio_stop
 
     result = optimize(
-        policy, optimizer, groups_of(stage, exp, rows), loss_of, learning_rate=settings.learning_rate,
-        max_grad_norm=settings.max_grad_norm, what=f"{stage.method} seed {stage.seed}", accept=accept,
-    )  # fmt: skip
+        policy,
+        optimizer,
+        groups_of(stage, exp, rows),
+        loss_of,
+        learning_rate=settings.learning_rate,
+        max_grad_norm=settings.max_grad_norm,
+        what=f"{stage.method} seed {stage.seed}",
+        accept=accept,
+    )
     stage.meter.train(policy.parameter_count, int(rollout.lengths[rows].sum()))
     stopped = sums["policy/ratio"] > settings.ratio_stop
     if not stopped:
@@ -103,5 +122,3 @@ def update_policy(
 def mean_metrics(rows: list[dict[str, float]]) -> dict[str, float]:
     """The mean of each metric over the minibatches of a step."""
     return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} if rows else {}
-
-

@@ -15,7 +15,7 @@ from torch import Tensor
 from trueline.algorithms.advantages import gae, shape_rewards
 from trueline.algorithms.averaging import RunningMoments, ema_update_
 from trueline.algorithms.controllers import AdaptiveKL, FixedKL
-from trueline.algorithms.masking import masked_mean, masked_sum, normalize
+from trueline.algorithms.masking import masked_mean, masked_sum, masked_var, normalize
 from trueline.algorithms.ppo import clipped_value_loss, explained_variance
 from trueline.config import Section
 from trueline.errors import NumericsError
@@ -46,13 +46,23 @@ class Config(Section):
     warmup_steps: int = Field(0, ge=0, description="batches of linear learning-rate warm-up")
     critic_warmup: int = Field(1, ge=0, description="first batches on which the critic alone is trained")
     critic_from: Literal["reward", "policy"] = Field("reward", description="what the critic starts from")
-    kl_coef: float = Field(0.1, ge=0, description="weight of the k1 KL to the reference in the token rewards", json_schema_extra={"off": 0.0})
+    kl_coef: float = Field(
+        0.1,
+        ge=0,
+        description="weight of the k1 KL to the reference in the token rewards",
+        json_schema_extra={"off": 0.0},
+    )
     kl_target: float = Field(0.0, ge=0, description="sequence KL that an adaptive coefficient aims at; 0: fixed")
     ema_eta: float = Field(
-        0.001, ge=0, le=1, description="moving reference: ref <- eta policy + (1 - eta) ref after each step; 0 is off",
+        0.001,
+        ge=0,
+        le=1,
+        description="moving reference: ref <- eta policy + (1 - eta) ref after each step; 0 is off",
         json_schema_extra={"off": 0.0},
-    )  # fmt: skip
-    advantage_norm: bool = Field(True, description="standardise advantages over the whole batch", json_schema_extra={"off": False})
+    )
+    advantage_norm: bool = Field(
+        True, description="standardise advantages over the whole batch", json_schema_extra={"off": False}
+    )
     value_norm: bool = Field(True, description="running normalisation of returns", json_schema_extra={"off": False})
     clip_range: float = Field(0.2, gt=0, description="of the ratio")
     value_clip: float = Field(0.2, ge=0, description="of the value's move; 0 is off", json_schema_extra={"off": 0.0})
@@ -73,8 +83,9 @@ def objective(config: Config) -> str:
     reference = f"EMA {config.ema_eta:g} of the policy" if config.ema_eta else "fixed"
     norm = "normalised over the batch" if config.advantage_norm else "raw"
     return (
-        f"PPO: maximise score ({config.feedback}, x{config.reward_scale:g}, clip {config.reward_clip:g}) - {kl} in the token rewards; reference: "
-        f"{config.reference}, {reference}; advantages {norm}; batch {config.batch_size} in {config.minibatches} minibatches x {config.epochs}; "
+        f"PPO: maximise score ({config.feedback}, x{config.reward_scale:g}, clip {config.reward_clip:g}) - {kl} "
+        f"in the token rewards; reference: {config.reference}, {reference}; advantages {norm}; "
+        f"batch {config.batch_size} in {config.minibatches} minibatches x {config.epochs}; "
         f"critic from {config.critic_from}; lr {config.learning_rate:g} / {config.critic_learning_rate:g}"
     )
 
@@ -96,10 +107,14 @@ def train(config: Config, stage: Stage) -> None:
     moments = RunningMoments()
     controller = AdaptiveKL(config.kl_coef, config.kl_target, 10000.0) if config.kl_target else FixedKL(config.kl_coef)
     registry = {
-        "policy": ModuleState(policy), "critic": ModuleState(critic), "reference": ModuleState(reference),
-        "optimizer": OptimizerState(optimizer), "critic_optimizer": OptimizerState(critic_optimizer),
-        "moments": moments, "controller": controller,
-    }  # fmt: skip
+        "policy": ModuleState(policy),
+        "critic": ModuleState(critic),
+        "reference": ModuleState(reference),
+        "optimizer": OptimizerState(optimizer),
+        "critic_optimizer": OptimizerState(critic_optimizer),
+        "moments": moments,
+        "controller": controller,
+    }
     total = stage.total_steps(config.steps)
     same = fingerprint(policy) == fingerprint(reference)
     step = stage.begin(registry, objective(config))
@@ -107,15 +122,34 @@ def train(config: Config, stage: Stage) -> None:
     while stage.may_step(step, total):
         prompts = max(1, config.batch_size // config.samples_per_prompt)
         exp = collect(
-            stage, policy, reference, score, iteration=step, prompts=prompts, samples_per_prompt=config.samples_per_prompt,
-            reward_scale=config.reward_scale, reward_clip=config.reward_clip,
-        )  # fmt: skip
+            stage,
+            policy,
+            reference,
+            score,
+            iteration=step,
+            prompts=prompts,
+            samples_per_prompt=config.samples_per_prompt,
+            reward_scale=config.reward_scale,
+            reward_clip=config.reward_clip,
+        )
         metrics = kl_metrics(stage, policy, sft, config.ema_eta > 0 or config.reference != "sft", exp)
         if step == 0 and same:
             _kl_gate(metrics)
         advantages, returns, values, more = _estimate(config, stage, critic, moments, controller.coef, exp)
-        metrics |= more | _update(config, stage, policy, critic, reference, (optimizer, critic_optimizer),
-                                  exp, advantages, returns, values, step, total)  # fmt: skip
+        metrics |= more | _update(
+            config,
+            stage,
+            policy,
+            critic,
+            reference,
+            (optimizer, critic_optimizer),
+            exp,
+            advantages,
+            returns,
+            values,
+            step,
+            total,
+        )
         controller.update(metrics["objective/kl_reference"], len(exp.rollout))
         metrics["objective/kl_coef"] = controller.coef
         stage.end_step(step, total, metrics, policy)
@@ -142,16 +176,20 @@ def _critic(config: Config, stage: Stage, policy: Decoder) -> ScalarModel:
 def _kl_gate(metrics: dict[str, float]) -> None:
     if abs(metrics["objective/kl_reference"]) > 1e-3:
         raise NumericsError(
-            f"start gate: KL to the reference is {metrics['objective/kl_reference']:.6f} at the first step, though policy and "
-            "reference are the same model"
+            f"start gate: KL to the reference is {metrics['objective/kl_reference']:.6f} at the first step, "
+            "though policy and reference are the same model"
         )
 
 
 @torch.no_grad()
-def _estimate(config: Config, stage: Stage, critic: ScalarModel, moments: RunningMoments, kl_coef: float, exp: Experience):
-    """Advantages, returns, values and metrics of a batch. The estimates are made in reward units. Values (the critic's
-    before each response token) and returns come back in the space that the critic is trained in: with value_norm both
-    are normalised with the moments that hold this batch's returns too, so that the clipped loss compares like with like.
+def _estimate(
+    config: Config, stage: Stage, critic: ScalarModel, moments: RunningMoments, kl_coef: float, exp: Experience
+):
+    """Advantages, returns, values and metrics of a batch.
+
+    The estimates are made in reward units. Values (the critic's before each response token) and returns come back in
+    the space that the critic is trained in: with value_norm both are normalised with the moments that hold this batch's
+    returns too, so that the clipped loss compares like with like.
     """
     rollout, mask = exp.rollout, exp.rollout.response_mask
     outputs = over_rows(stage, rollout, lambda tokens, _: critic(tokens), 2 * stage.limits.micro_tokens)
@@ -162,13 +200,18 @@ def _estimate(config: Config, stage: Stage, critic: ScalarModel, moments: Runnin
     after_last = moments.denormalize(after_last) if config.value_norm else after_last
     rewards = shape_rewards(exp.scores, exp.old_logprobs, exp.ref_logprobs, mask, kl_coef=kl_coef, scored=rollout.ended)
     advantages, returns = gae(
-        rewards, raw, mask, gamma=config.gamma, lam=config.gae_lambda, bootstrap=torch.where(rollout.ended, 0.0, after_last)
+        rewards,
+        raw,
+        mask,
+        gamma=config.gamma,
+        lam=config.gae_lambda,
+        bootstrap=torch.where(rollout.ended, 0.0, after_last),
     )
     metrics = {
         "value/explained_variance": float(explained_variance(raw, returns, mask)),
         "objective/returns": float(masked_mean(returns, mask)),
         "advantages/mean": float(masked_mean(advantages, mask)),
-        "advantages/std": float(masked_mean(advantages.square(), mask).sqrt()),
+        "advantages/std": float(masked_var(advantages, mask).sqrt()),
     }
     if config.value_norm:
         moments.update(returns, mask)
@@ -178,14 +221,29 @@ def _estimate(config: Config, stage: Stage, critic: ScalarModel, moments: Runnin
     return advantages, returns, raw, metrics
 
 
-def _update(config: Config, stage: Stage, policy, critic, reference, optimizers, exp: Experience,
-            advantages: Tensor, returns: Tensor, values: Tensor, step: int, total: int) -> dict[str, float]:  # fmt: skip
+def _update(
+    config: Config,
+    stage: Stage,
+    policy,
+    critic,
+    reference,
+    optimizers,
+    exp: Experience,
+    advantages: Tensor,
+    returns: Tensor,
+    values: Tensor,
+    step: int,
+    total: int,
+) -> dict[str, float]:
     optimizer, critic_optimizer = optimizers
     schedule = {"total": total, "warmup": config.warmup_steps, "schedule": "constant"}
     settings = UpdateSettings(
-        config.clip_range, config.entropy_coef, config.ratio_stop, config.max_grad_norm,
+        config.clip_range,
+        config.entropy_coef,
+        config.ratio_stop,
+        config.max_grad_norm,
         learning_rate_at(step, peak=config.learning_rate, **schedule),
-    )  # fmt: skip
+    )
     critic_rate = learning_rate_at(step, peak=config.critic_learning_rate, **schedule)
 
     def follow() -> None:
@@ -200,12 +258,21 @@ def _update(config: Config, stage: Stage, policy, critic, reference, optimizers,
                 policy_rows.append(
                     update_policy(stage, policy, optimizer, exp, advantages, rows, settings, first=first, after=follow)
                 )
-            critic_rows.append(_update_critic(config, stage, critic, critic_optimizer, exp, returns, values, rows, critic_rate))
+            critic_rows.append(
+                _update_critic(config, stage, critic, critic_optimizer, exp, returns, values, rows, critic_rate)
+            )
     critic_metrics = mean_metrics(critic_rows)
-    return {"loss": critic_metrics["value/loss"], **critic_metrics, **mean_metrics(policy_rows), "learning_rate": settings.learning_rate}
+    return {
+        "loss": critic_metrics["value/loss"],
+        **critic_metrics,
+        **mean_metrics(policy_rows),
+        "learning_rate": settings.learning_rate,
+    }
 
 
-def _update_critic(config: Config, stage: Stage, critic, optimizer, exp: Experience, returns, values, rows, learning_rate):
+def _update_critic(
+    config: Config, stage: Stage, critic, optimizer, exp: Experience, returns, values, rows, learning_rate
+):
     rollout = exp.rollout
     count = int(rollout.response_mask[rows].sum())
 
@@ -220,8 +287,13 @@ def _update_critic(config: Config, stage: Stage, critic, optimizer, exp: Experie
         return masked_sum(losses, mask) / count
 
     result = optimize(
-        critic, optimizer, groups_of(stage, exp, rows), loss_of, learning_rate=learning_rate,
-        max_grad_norm=config.max_grad_norm, what=f"critic seed {stage.seed}",
-    )  # fmt: skip
+        critic,
+        optimizer,
+        groups_of(stage, exp, rows),
+        loss_of,
+        learning_rate=learning_rate,
+        max_grad_norm=config.max_grad_norm,
+        what=f"critic seed {stage.seed}",
+    )
     stage.meter.train(critic.parameter_count, int(rollout.lengths[rows].sum()))
     return {"value/loss": result.loss, "value/grad_norm": result.grad_norm}

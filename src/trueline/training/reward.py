@@ -38,7 +38,9 @@ class Config(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 is off")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     held_out: float = Field(0.1, ge=0, lt=0.9, description="share of the pairs kept out to measure accuracy on")
-    part: Literal["training", "selection", "gold"] = Field("training", description="whose pairs: the learners', or a judge's own")
+    part: Literal["training", "selection", "gold"] = Field(
+        "training", description="whose pairs: the learners', or a judge's own"
+    )
 
 
 def objective(config: Config) -> str:
@@ -100,9 +102,14 @@ def _step(config: Config, stage: Stage, model: ScalarModel, optimizer, batch, le
     lengths = [max(len(c), len(r)) * 2 for c, r in batch]
     groups = [torch.from_numpy(group) for group in micro_batches(lengths, stage.limits.micro_tokens)]
     result = optimize(
-        model, optimizer, groups, loss_of, learning_rate=learning_rate, max_grad_norm=config.max_grad_norm,
+        model,
+        optimizer,
+        groups,
+        loss_of,
+        learning_rate=learning_rate,
+        max_grad_norm=config.max_grad_norm,
         what=f"reward seed {stage.seed}",
-    )  # fmt: skip
+    )
     stage.meter.train(model.parameter_count, sum(len(c) + len(r) for c, r in batch))
     means = {name: value / len(batch) for name, value in sums.items()}
     return {"loss": result.loss, **means, "grad_norm": result.grad_norm, "learning_rate": learning_rate}

@@ -1,4 +1,7 @@
-"""Critic-free policy gradients: REINFORCE with a leave-one-out baseline (RLOO), or the group's mean and spread (GRPO's)."""
+"""Critic-free policy gradients.
+
+REINFORCE with a leave-one-out baseline (RLOO), or the group's mean and spread (GRPO's).
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,9 @@ class Config(Section):
     minibatches: int = Field(4, ge=1, description="optimiser steps per batch")
     learning_rate: float = Field(1e-5, gt=0, description="of the policy")
     warmup_steps: int = Field(0, ge=0, description="batches of linear learning-rate warm-up")
-    kl_coef: float = Field(0.1, ge=0, description="weight of the sequence KL in the score", json_schema_extra={"off": 0.0})
+    kl_coef: float = Field(
+        0.1, ge=0, description="weight of the sequence KL in the score", json_schema_extra={"off": 0.0}
+    )
     clip_range: float = Field(0.2, gt=0, description="of the ratio")
     reward_scale: float = Field(1.0, gt=0, description="multiplies the standardised score")
     reward_clip: float = Field(20.0, gt=0, description="scores are clipped to plus and minus this")
@@ -47,7 +52,8 @@ def objective(config: Config) -> str:
     baseline = "the other samples' mean" if config.baseline == "loo" else "the group's mean, divided by its spread"
     return (
         f"RLOO: maximise score ({config.feedback}) - {config.kl_coef:g} sequence KL(k1) to SFT, against {baseline}; "
-        f"{config.samples_per_prompt} samples a prompt, batch {config.batch_size}, lr {config.learning_rate:g}; no critic"
+        f"{config.samples_per_prompt} samples a prompt, batch {config.batch_size}, lr {config.learning_rate:g}; "
+        "no critic"
     )
 
 
@@ -62,12 +68,21 @@ def train(config: Config, stage: Stage) -> None:
     # 2. The loop: sample and score, compare within each prompt, update.
     while stage.may_step(step, total):
         exp = collect(
-            stage, policy, reference, score, iteration=step, prompts=max(1, config.batch_size // config.samples_per_prompt),
-            samples_per_prompt=config.samples_per_prompt, reward_scale=config.reward_scale, reward_clip=config.reward_clip,
-        )  # fmt: skip
+            stage,
+            policy,
+            reference,
+            score,
+            iteration=step,
+            prompts=max(1, config.batch_size // config.samples_per_prompt),
+            samples_per_prompt=config.samples_per_prompt,
+            reward_scale=config.reward_scale,
+            reward_clip=config.reward_clip,
+        )
         metrics = kl_metrics(stage, policy, reference, False, exp)
         advantages = _advantages(config, exp)
-        rate = learning_rate_at(step, peak=config.learning_rate, total=total, warmup=config.warmup_steps, schedule="constant")
+        rate = learning_rate_at(
+            step, peak=config.learning_rate, total=total, warmup=config.warmup_steps, schedule="constant"
+        )
         settings = UpdateSettings(config.clip_range, config.entropy_coef, config.ratio_stop, config.max_grad_norm, rate)
         parts = minibatches(stage, step, 0, len(exp.rollout), config.minibatches)
         rows = [

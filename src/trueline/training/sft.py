@@ -42,9 +42,14 @@ class Config(Section):
 
 def objective(config: Config) -> str:
     """The effective objective in one line."""
-    what = {"demonstrations": "demonstrations", "chosen": "the chosen sides of the pairs", "sides": "both sides of the pairs"}[config.on]
+    what = {
+        "demonstrations": "demonstrations",
+        "chosen": "the chosen sides of the pairs",
+        "sides": "both sides of the pairs",
+    }[config.on]
     return (
-        f"SFT: minimise -log pi(response | prompt){' and -log pi(prompt)' if config.prompt_loss else ''}, mean over tokens, on {what}; "
+        f"SFT: minimise -log pi(response | prompt){' and -log pi(prompt)' if config.prompt_loss else ''}, "
+        f"mean over tokens, on {what}; "
         f"{config.epochs:g} epochs, batch {config.batch_size}, lr {config.learning_rate:g} {config.schedule}"
     )
 
@@ -103,6 +108,7 @@ def _step(config: Config, stage: Stage, policy: Decoder, optimizer, items: list[
     if config.prompt_loss:
         index = torch.arange(batch.tokens.shape[1], device=mask.device)
         mask = (index >= 1) & (index < batch.lengths[:, None])
+        mask &= ~stage.forbidden()[batch.tokens]  # role marks are written by the template, not learnt
     count = int(mask.sum())
 
     def loss_of(rows: Tensor) -> Tensor:
@@ -111,9 +117,14 @@ def _step(config: Config, stage: Stage, policy: Decoder, optimizer, items: list[
         return masked_sum(sft_loss(logprobs), mask[rows, :width]) / count
 
     result = optimize(
-        policy, optimizer, _groups(batch, stage), loss_of, learning_rate=learning_rate,
-        max_grad_norm=config.max_grad_norm, what=f"sft seed {stage.seed}",
-    )  # fmt: skip
+        policy,
+        optimizer,
+        _groups(batch, stage),
+        loss_of,
+        learning_rate=learning_rate,
+        max_grad_norm=config.max_grad_norm,
+        what=f"sft seed {stage.seed}",
+    )
     stage.meter.train(policy.parameter_count, batch.total_tokens)
     return {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": learning_rate, "tokens": count}
 

@@ -58,16 +58,31 @@ class Limits:
 
 
 class _Pace:
-    """The cost of the largest step so far: what the budget must still hold for the next one."""
+    """The cost of the largest step so far: what the budget must still hold for the next one.
+
+    Where every `period`-th step costs more than the others (it samples), the two kinds are told apart.
+    """
 
     def __init__(self) -> None:
-        self.largest = self.mark = 0.0
+        self.period = 1
+        self.mark = 0.0
+        self.largest: dict[str, float] = {}
+
+    def book(self, step: int, cost: float) -> None:
+        kind = self._kind(step)
+        self.largest[kind] = max(self.largest.get(kind, 0.0), cost)
+
+    def expected(self, step: int) -> float:
+        return self.largest.get(self._kind(step), max(self.largest.values(), default=0.0))
+
+    def _kind(self, step: int) -> str:
+        return "first" if step % self.period == 0 else "other"
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-        return {}, {"largest": self.largest}
+        return {}, {"largest": dict(self.largest)}
 
     def load(self, state: tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]) -> None:
-        self.largest = state[1]["largest"]
+        self.largest = dict(state[1]["largest"])
 
 
 @dataclass
@@ -84,7 +99,7 @@ class Stage:
     report: Callable[[Progress], None] = lambda progress: None
     charged: tuple[str, ...] = ()
     """Names of the inputs whose cost an evaluated arm is charged with."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
     def __post_init__(self) -> None:
         self.meter = BudgetMeter(self.limits.budget_flops)
@@ -122,7 +137,10 @@ class Stage:
     # life
 
     def begin(self, registry: Mapping[str, checkpoint.Stateful], objective: str) -> int:
-        """Register what a checkpoint holds, say the objective, resume if there is something to resume; the next step."""
+        """Register what a checkpoint holds, say the objective, resume if there is something to resume.
+
+        Returns the next step.
+        """
         self._registry = {**registry, "meter": self.meter, "pace": self._pace}
         (self.cell / "objective.txt").write_text(objective + "\n", encoding="utf-8")
         self.report(Progress(self.cell.directory.name, self.method, 0, 0, note=objective))
@@ -136,24 +154,33 @@ class Stage:
         self._clock = time.perf_counter() - self.meter.seconds
         return found
 
+    def samples_every(self, steps: int) -> None:
+        """Tell the budget that every `steps`-th step samples first, and so costs more than the others."""
+        self._pace.period = steps
+
     def total_steps(self, planned: int) -> int:
         """The steps that are planned, cut by `train.max_steps`."""
         return planned if self.limits.max_steps is None else min(planned, self.limits.max_steps)
 
     def may_step(self, step: int, total: int) -> bool:
-        """Whether step number `step` (from 0) is within the plan and the budget: a step like the largest one so far, and
-        a little more, must fit under the cap. What is spent from here to `end_step` is that step's cost."""
+        """Whether step number `step` (from 0) is within the plan and the budget.
+
+        A step like the largest one so far, and a little more, must fit under the cap. What is spent from here to
+        `end_step` is that step's cost.
+        """
         if step >= max(1, round(self.limits.stop_share * total)):
             return False
         self._pace.mark = self.meter.flops
         cap = self.limits.budget_flops
-        self._out_of_budget = cap is not None and step > 0 and self.meter.flops + _HEADROOM * self._pace.largest > cap
+        self._out_of_budget = (
+            cap is not None and self.meter.flops + _HEADROOM * self._pace.expected(step) > cap and step > 0
+        )
         return not self._out_of_budget
 
     def end_step(self, step: int, total: int, metrics: Mapping[str, float], policy: Decoder | None) -> None:
         """Book a finished step: metrics, timings, progress; every total/snapshots steps a checkpoint with samples."""
         self.meter.step_done()
-        self._pace.largest = max(self._pace.largest, self.meter.flops - self._pace.mark)
+        self._pace.book(step, self.meter.flops - self._pace.mark)
         self.meter.seconds = time.perf_counter() - self._clock - self._paused
         done = step + 1
         self.cell.log("metrics", {"step": done} | dict(metrics) | self._spent())
@@ -181,7 +208,11 @@ class Stage:
 
     def _spent(self) -> dict[str, Any]:
         m = self.meter
-        return {"spent/flops": m.flops, "spent/sampled_tokens": m.sampled_tokens, "spent/trained_tokens": m.trained_tokens}
+        return {
+            "spent/flops": m.flops,
+            "spent/sampled_tokens": m.sampled_tokens,
+            "spent/trained_tokens": m.trained_tokens,
+        }
 
     def _sample(self, policy: Decoder, step: int) -> str:
         """Sample a few fixed prompts, as every method does while it trains; returns the first response."""
@@ -201,8 +232,9 @@ class Stage:
         """Write the cost and mark the cell as complete."""
         cost = self.meter.cost()
         write_json(self.cell / "cost.json", {"own": cost.as_dict()})
-        self.cell.finish(method=self.method, seed=self.seed, flops=self.meter.flops,
-                         stopped_by_budget=self._out_of_budget, **facts)  # fmt: skip
+        self.cell.finish(
+            method=self.method, seed=self.seed, flops=self.meter.flops, stopped_by_budget=self._out_of_budget, **facts
+        )
 
 
 def batch_on(batch: TokenBatch, stage: Stage) -> TokenBatch:
