@@ -25,5 +25,9 @@ def test_every_public_name_resolves_and_is_documented():
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, trueline; print([m for m in ('torch', 'transformers', 'numpy', 'pydantic') if m in sys.modules])"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import sys, trueline; print([m for m in ('torch', 'transformers', 'numpy', 'pydantic') if m in sys.modules])"
+    )
+    assert (
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    )

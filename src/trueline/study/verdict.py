@@ -148,6 +148,10 @@ def _lead(case: _Case) -> str:
     bounds = f"(95% interval {row.interval.low:+.2f} to {row.interval.high:+.2f})"
     if row.separated:
         return f"PPO scores {abs(mean):.2f} {unit} {'above' if mean > 0 else 'below'} DPO {bounds} in {world}"
+    if row.interval.low > 0 or row.interval.high < 0:
+        side = "above" if mean > 0 else "below"
+        once = f"PPO scores {abs(mean):.2f} {unit} {side} DPO {bounds} in {world}"
+        return f"{once}, but not beyond doubt once the four declared comparisons are corrected for"
     return f"PPO and DPO are not separated: PPO minus DPO is {mean:+.2f} {unit} {bounds} in {world}"
 
 

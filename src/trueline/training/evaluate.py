@@ -40,7 +40,7 @@ class Config(Section):
 
     samples: int = Field(2, ge=1, description="responses per test prompt at temperature 1")
     test_prompts: int = Field(0, ge=0, description="at most so many prompts of each test split; 0: all")
-    curve_prompts: int = Field(80, ge=2, description="prompts of the selection split at each checkpoint")
+    curve_prompts: int = Field(64, ge=2, description="prompts of the selection split at each checkpoint")
     curve_pairs: int = Field(64, ge=1, description="training pairs whose log-probs are followed over training")
     best_of: int = Field(8, ge=2, description="n of the best-of-n arm")
     shown: int = Field(6, ge=1, description="test prompts whose samples are kept for the report")

@@ -30,13 +30,12 @@ class Experience:
     """One batch of samples with what is known of them before the update; all [B, T] unless said.
 
     old_logprobs are recomputed by the trainer; ref_logprobs are of the present reference; scores [B] are clipped and
-    zero where the response did not end by itself; entropies are those of the sampling policy.
+    zero where the response did not end by itself.
     """
 
     rollout: Rollout
     old_logprobs: Tensor
     ref_logprobs: Tensor
-    entropies: Tensor
     scores: Tensor
     raw_scores: Tensor
     clipped: float
@@ -94,16 +93,7 @@ def collect(
     scaled = raw * reward_scale
     scores = torch.where(rollout.ended, scaled.clamp(-reward_clip, reward_clip), 0.0)
     # 3. Re-score under the policy as the trainer sees it, and under the reference.
-    entropies = torch.zeros_like(rollout.logprobs)
-    old = torch.zeros_like(rollout.logprobs)
-    for group in micro_batches(rollout.lengths.tolist(), 2 * stage.limits.micro_tokens):
-        rows = torch.from_numpy(group).to(old.device)
-        width = int(rollout.lengths[rows].max())
-        tokens, mask = rollout.tokens[rows, :width], rollout.response_mask[rows, :width]
-        logprobs, entropy = response_logprobs(policy, tokens, mask, stage.sampling, entropy=True)
-        columns = torch.arange(width, device=old.device)
-        old[rows[:, None], columns], entropies[rows[:, None], columns] = logprobs, entropy
-    stage.meter.forward(policy.parameter_count, int(rollout.lengths.sum()))
+    old = rescore(stage, policy, rollout)
     gap = float((old - rollout.logprobs).abs().max())
     if policy.head.weight.dtype == torch.float32 and gap > 1e-4:
         raise NumericsError(
@@ -111,7 +101,7 @@ def collect(
             "the engine's weights or masks are not the trainer's"
         )
     clipped = float((scaled.abs() > reward_clip).float().mean())
-    return Experience(rollout, old, rescore(stage, reference, rollout), entropies, scores, raw, clipped)
+    return Experience(rollout, old, rescore(stage, reference, rollout), scores, raw, clipped)
 
 
 def _prompt_rows(seed: int, iteration: int, count: int, pool: int) -> list[int]:
@@ -126,7 +116,9 @@ def _prompt_rows(seed: int, iteration: int, count: int, pool: int) -> list[int]:
 @torch.no_grad()
 def kl_metrics(stage: Stage, policy: Decoder, sft: Decoder, reference_moves: bool, exp: Experience) -> dict[str, float]:
     """What a step says of its samples. `objective/kl` is the mean sequence log-ratio to the **original SFT** (k1) and
-    `objective/kl_k3` beside it; `objective/kl_exact` the same quantity with each step's full-vocabulary KL."""
+    `objective/kl_k3` beside it; `objective/kl_exact` the same quantity with each step's full-vocabulary KL.
+    `objective/entropy` is estimated on the batch's own samples, in nats per token.
+    """
     rollout, mask = exp.rollout, exp.rollout.response_mask
     rows = torch.arange(min(_PROBE_ROWS, len(rollout)), device=mask.device)
     probe = rollout.select(rows)
@@ -147,7 +139,7 @@ def kl_metrics(stage: Stage, policy: Decoder, sft: Decoder, reference_moves: boo
         "objective/kl_k3": float(sequence_logprobs(kl_k3(old, against), probed_mask).mean()),
         "objective/kl_exact": float(exact.sum() / len(probe)),
         "objective/kl_reference": float(sequence_logprobs(kl_k1(exp.old_logprobs, exp.ref_logprobs), mask).mean()),
-        "objective/entropy": float(exp.entropies.sum() / count),
+        "objective/entropy": float(-exp.old_logprobs.sum() / count),
         "objective/scores": float(exp.raw_scores.mean()),
         "objective/scores_std": float(exp.raw_scores.std()),
         "objective/scores_clipped": exp.clipped,
