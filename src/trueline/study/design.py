@@ -29,6 +29,7 @@ _CHARGED = {
     "dpo": ("pairs",),
     "dpo-iter": ("pairs", "reward"),
     "ppo": ("pairs", "reward"),
+    "dpo-half": ("pairs",),
     "dpo+ppo": ("pairs", "reward", "start"),
     "rloo": ("pairs", "reward"),
 }
@@ -183,9 +184,18 @@ class _Builder:
             twin = self._key("dpo") if "dpo" in self.variant.arms else ""
             half = self._node(self._key("dpo-half"), "dpo", "dpo-half", sections["dpo"], both, share=0.5, twin=twin)
             yield half
+            # PPO starts from the checkpoint that the selection judge picks, as a DPO model would be chosen by itself.
+            pick = self._evaluation("dpo-half", {}, twin=self._key("evaluate-dpo") if twin else "")
+            yield pick
             config = self._fed("ppo")
             yield self._node(
-                self._key(arm), "ppo", arm, config, {**learned, "start": half.key}, share=0.5, charged=charged
+                self._key(arm),
+                "ppo",
+                arm,
+                config,
+                {**learned, "start": half.key, "start_pick": pick.key},
+                share=0.5,
+                charged=charged,
             )
 
     def _fed(self, method: str) -> Any:
@@ -194,15 +204,15 @@ class _Builder:
         own = "feedback" in config.model_fields_set
         return config if own else config.model_copy(update={"feedback": self.sections["study"].feedback})
 
-    def _evaluation(self, arm: str, more: Mapping[str, str]) -> Node:
-        trained = self.sft if PAGE_OF[arm] is None else self._key(arm)
+    def _evaluation(self, arm: str, more: Mapping[str, str], *, twin: str = "") -> Node:
+        trained = self.sft if PAGE_OF.get(arm, arm) is None else self._key(arm)
         inputs = {"arm": trained, "sft": self.sft, "pairs": self.pairs, "reward": self.reward, **more}
         if self.learned_gold:
             inputs |= {"gold": self._key("judge-gold"), "selection": self._key("judge-selection")}
         if not self.signatures:
             inputs["density"] = self._key("density")
         if arm == "dpo+ppo":
-            inputs["start"] = self._key("dpo-half")
+            inputs |= {"start": self._key("dpo-half"), "start_pick": self._key("evaluate-dpo-half")}
         return self._node(
             self._key(f"evaluate-{arm}"),
             "evaluate",
@@ -210,6 +220,7 @@ class _Builder:
             self.sections["evaluate"],
             inputs,
             charged=_CHARGED[arm],
+            twin=twin,
             evaluation=True,
         )
 

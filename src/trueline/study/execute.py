@@ -214,15 +214,11 @@ class Executor:
         limited = node.arm == self.named
         max_steps = train.max_steps if train.max_steps and limited else None
         stop_share = self.share_of_steps if limited else 1.0
-        if node.twin in self.cells and max_steps is None and budget is not None:
+        if node.twin in self.cells and max_steps is None and self._is_twin(node, budget):
             twin = self.cells[node.twin]
-            if (
-                not read_json(twin / "done.json")["stopped_by_budget"]
-                and read_json(twin / "done.json")["flops"] <= budget
-            ):
-                self.cells[node.key] = twin
-                self.report(node.key, Progress(str(twin), node.page, 1, 1, note="done"))
-                return None
+            self.cells[node.key] = twin
+            self.report(node.key, Progress(str(twin), node.page, 1, 1, note="done"))
+            return None
         identity = self.identity(node, {name: Path(path).name for name, path in inputs.items()}, budget, max_steps)
         if stop_share != 1.0:
             identity["stop_share"] = stop_share
@@ -235,6 +231,15 @@ class Executor:
         return Job(
             node, str(cell), str(self.base), self.task.name, sections, inputs, budget, max_steps, stop_share, identity
         )
+
+    def _is_twin(self, node: Node, budget: float | None) -> bool:
+        """Whether the twin's finished cell is this node's run: training that stayed within this budget, or the
+        evaluation of the same trained cell."""
+        twin = self.cells[node.twin]
+        if node.page == "evaluate":
+            return read_json(twin / "config.json")["inputs"]["arm"] == self.cells[node.inputs["arm"]].name
+        done = read_json(twin / "done.json")
+        return budget is None or (not done["stopped_by_budget"] and done["flops"] <= budget)
 
     def _budget(self, node: Node, inputs: Mapping[str, str]) -> float | None:
         cap = self.sections["study"].budget

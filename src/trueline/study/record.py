@@ -60,7 +60,7 @@ def complete(directory: Path, manifest: Mapping[str, Any], nodes: Sequence[Node]
     """Write the full manifest and the index of cells."""
     rows = []
     for node in nodes:
-        evaluation = node.arm.startswith("evaluate:")
+        evaluation = node.arm.startswith("evaluate:") and node.arm != "evaluate:dpo-half"
         rows.append(
             {
                 "arm": node.arm,

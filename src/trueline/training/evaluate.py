@@ -24,7 +24,7 @@ from trueline.runs import checkpoint
 from trueline.runs.cell import read_json, read_jsonl, write_json, write_jsonl
 from trueline.runs.meter import BudgetMeter, Cost
 from trueline.training.pairs import read_pairs
-from trueline.training.policies import load_policy, load_reward_model
+from trueline.training.policies import load_policy, load_reward_model, load_start
 from trueline.training.stage import Progress, Stage, batch_on
 from trueline.types import Judgement, Pair, Prompt
 
@@ -149,7 +149,7 @@ def _points(stage: Stage, sft: Decoder) -> list[Point]:
 
         return policy
 
-    start = load_decoder(stage.inputs["start"] / "model").to(stage.device) if "start" in stage.inputs else sft
+    start = load_start(stage) if "start" in stage.inputs else sft
     points = [Point(0, lambda: start, nothing)]
     for step in checkpoint.steps(arm / "checkpoints"):
         if step == 0:

@@ -9,11 +9,20 @@ from trueline.models.checkpoints import load_decoder, load_scalar, save_model
 from trueline.models.decoder import Decoder, DecoderConfig
 from trueline.models.heads import ScalarModel
 from trueline.models.tiny import make_decoder
+from trueline.runs import checkpoint
 from trueline.runs.cell import read_json
 from trueline.seeds import derive
 from trueline.training.stage import Stage
 
-__all__ = ["load_policy", "load_reward_model", "save_critic", "save_policy", "save_reward_model", "start_policy"]
+__all__ = [
+    "load_policy",
+    "load_reward_model",
+    "load_start",
+    "save_critic",
+    "save_policy",
+    "save_reward_model",
+    "start_policy",
+]
 
 
 def start_policy(stage: Stage, *, fresh: bool = False, start: str = "sft") -> Decoder:
@@ -30,6 +39,18 @@ def start_policy(stage: Stage, *, fresh: bool = False, start: str = "sft") -> De
 def load_policy(stage: Stage, name: str) -> Decoder:
     """The final policy of an input cell."""
     return load_decoder(stage.inputs[name] / "model").to(stage.device)
+
+
+def load_start(stage: Stage) -> Decoder:
+    """What a method starts from: SFT, or the input `start` at the checkpoint that `start_pick`'s evaluation chose."""
+    if "start" not in stage.inputs:
+        return load_policy(stage, "sft")
+    policy = load_policy(stage, "start")
+    if "start_pick" in stage.inputs:
+        step = read_json(stage.inputs["start_pick"] / "evaluation.json")["picks"]["selected"]
+        if step:
+            policy.load_state_dict(checkpoint.read_policy(stage.inputs["start"] / "checkpoints", step))
+    return policy
 
 
 def load_reward_model(stage: Stage, name: str = "reward") -> tuple[ScalarModel, dict[str, float]]:

@@ -25,7 +25,7 @@ from trueline.models.heads import ScalarModel, last_values, scalar_from
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.training.experience import Experience, collect, kl_metrics, over_rows
 from trueline.training.feedback import reward_source
-from trueline.training.policies import load_policy, load_reward_model, save_critic, save_policy
+from trueline.training.policies import load_policy, load_reward_model, load_start, save_critic, save_policy
 from trueline.training.policy_gradient import UpdateSettings, groups_of, mean_metrics, minibatches, update_policy
 from trueline.training.stage import Stage
 from trueline.training.step import learning_rate_at, make_optimizer, optimize
@@ -96,9 +96,8 @@ def train(config: Config, stage: Stage) -> None:
     Needs `inputs["sft"]`, and `inputs["reward"]` for a learned score or a critic that starts from it.
     """
     # 1. Four models: policy, critic, reference, reward model; and the original SFT that the KL is reported against.
-    start = "start" if "start" in stage.inputs else "sft"
-    policy, sft = load_policy(stage, start), load_policy(stage, "sft")
-    reference = load_policy(stage, "sft" if config.reference == "sft" else start)
+    policy, sft = load_start(stage), load_policy(stage, "sft")
+    reference = load_policy(stage, "sft") if config.reference == "sft" else load_start(stage)
     score = reward_source(stage, config.feedback)
     critic = _critic(config, stage, policy)
     # 2. Everything that changes while training, registered.
