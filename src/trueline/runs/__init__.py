@@ -1,0 +1,1 @@
+"""The run directory: cells, budget meter, checkpoints."""

@@ -1,0 +1,107 @@
+"""What a run spent, counted the same way for every method, so that budgets compare.
+
+FLOPs: 2 per parameter and token for a forward pass, 6 for a training step (forward and backward); attention's own
+products are left out (a few percent at these lengths). Tokens are real ones, prompts included; padding is not counted.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+__all__ = ["COST_KEYS", "BudgetMeter", "Cost"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Totals. `seconds` is wall clock without evaluation; `peak_memory_bytes` of the process."""
+
+    seconds: float = 0.0
+    flops: float = 0.0
+    sampled_tokens: int = 0
+    trained_tokens: int = 0
+    reward_calls: int = 0
+    labels: int = 0
+    prompts: int = 0
+    peak_memory_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        """Both costs together: the peak is the larger one, everything else adds up."""
+        total = {f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)}
+        return Cost(**total | {"peak_memory_bytes": max(self.peak_memory_bytes, other.peak_memory_bytes)})
+
+    def as_dict(self) -> dict[str, Any]:
+        """The totals by name."""
+        return asdict(self)
+
+
+COST_KEYS = tuple(f.name for f in fields(Cost))
+
+
+class BudgetMeter:
+    """Counts as training goes along. `cap` is a FLOP limit; None where there is none."""
+
+    def __init__(self, cap: float | None = None) -> None:
+        self.cap = cap
+        self.flops = 0.0
+        self.sampled_tokens = self.trained_tokens = self.reward_calls = self.labels = self.prompts = 0
+        self.seconds = 0.0
+        self._last_step = 0.0
+        self._mark = 0.0
+
+    def forward(self, parameters: int, tokens: int) -> None:
+        """A forward pass of a model of `parameters` over `tokens`."""
+        self.flops += 2.0 * parameters * tokens
+
+    def train(self, parameters: int, tokens: int) -> None:
+        """A training step of a model of `parameters` on `tokens`."""
+        self.flops += 6.0 * parameters * tokens
+        self.trained_tokens += tokens
+
+    def sample(self, parameters: int, prompt_tokens: int, sampled: int) -> None:
+        """Sampling `sampled` tokens behind `prompt_tokens`."""
+        self.flops += 2.0 * parameters * (prompt_tokens + sampled)
+        self.sampled_tokens += sampled
+
+    def step_done(self) -> None:
+        """Marks the end of a step: what it cost is the estimate of the next one's cost."""
+        self._last_step = self.flops - self._mark
+        self._mark = self.flops
+
+    @property
+    def affords_another_step(self) -> bool:
+        """False where a step like the last one would go over the cap."""
+        return self.cap is None or self.flops + self._last_step <= self.cap
+
+    def cost(self) -> Cost:
+        """The totals so far."""
+        return Cost(
+            self.seconds,
+            self.flops,
+            self.sampled_tokens,
+            self.trained_tokens,
+            self.reward_calls,
+            self.labels,
+            self.prompts,
+            peak_memory(),
+        )
+
+    def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Everything but the peak, which is the process's own."""
+        names = ("flops", "sampled_tokens", "trained_tokens", "reward_calls", "labels", "prompts", "seconds")
+        return {}, {name: getattr(self, name) for name in names} | {"last_step": self._last_step, "mark": self._mark}
+
+    def load(self, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        """Back to the totals of a state."""
+        values = dict(state[1])
+        self._last_step, self._mark = values.pop("last_step"), values.pop("mark")
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+def peak_memory() -> int:
+    """Largest resident size of this process so far, in bytes."""
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage if sys.platform == "darwin" else usage * 1024
