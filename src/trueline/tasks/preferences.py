@@ -54,7 +54,9 @@ class Preferences:
         )
         self.check = loaded.check
         parts = partition(loaded.pairs, _FRACTIONS, salt="trueline")
-        self._parts = {key: [p for p in parts.get(key, []) if p.chosen != p.rejected] for key in _FRACTIONS}
+        self._parts = {
+            key: _shuffled(key, [p for p in parts.get(key, []) if p.chosen != p.rejected]) for key in _FRACTIONS
+        }
         if data.everything:
             self._parts["training"] = [p for part in self._parts.values() for p in part]
         if len(loaded.pairs) < _LEAST:
@@ -127,6 +129,11 @@ class Preferences:
             "rows": self.check.rows,
             "quirks": dict(self.check.counts),
         }
+
+
+def _shuffled(part: str, pairs: list[Pair]) -> list[Pair]:
+    """A fixed random order: files lie one behind the other, and what is held out must be of all of them."""
+    return [pairs[i] for i in generator(0, f"preferences/parts/{part}").permutation(len(pairs))]
 
 
 def _earlier_turns(prompt: Prompt) -> Sequence[Demonstration]:
