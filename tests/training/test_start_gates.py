@@ -44,7 +44,7 @@ def _break_reference(module, monkeypatch) -> None:
         model = load(stage, name)
         return model if len(calls) < reference_is else _scores_otherwise(model)
 
-    reference_is = {"trueline.training.dpo": 2, "trueline.training.dpo_iter": 2, "trueline.training.ppo": 3}[
+    reference_is = {"trueline.training.dpo": 2, "trueline.training.dpo_iter": 2, "trueline.training.ppo": 2}[
         module.__name__
     ]
     monkeypatch.setattr(module, "load_policy", loaded)
