@@ -13,10 +13,10 @@ from rich.table import Table
 
 from trueline.data.chat import ChatTokenizer
 from trueline.errors import InputError
-from trueline.evaluation.measure import Instruments, Sampler, measure, metrics_of
+from trueline.evaluation.measure import EVALUATION_SEED, Instruments, Sampler, measure, metrics_of
 from trueline.models.checkpoints import load_decoder
 from trueline.models.decoder import Decoder
-from trueline.models.scoring import Sampling
+from trueline.models.scoring import Sampling, forbidden_mask
 from trueline.rollout.native import NativeEngine
 from trueline.runs.cell import write_json
 from trueline.seeds import uniforms
@@ -111,9 +111,7 @@ def _load(folder: Path) -> tuple[Decoder, ChatTokenizer]:
 
 
 def _forbidden(tokenizer: ChatTokenizer) -> torch.Tensor:
-    mask = torch.zeros(tokenizer.vocab_size, dtype=torch.bool)
-    mask[torch.tensor(tokenizer.forbidden_ids, dtype=torch.long)] = True
-    return mask
+    return forbidden_mask(tokenizer.vocab_size, tokenizer.forbidden_ids)
 
 
 def _sampler(tokenizer: ChatTokenizer, max_prompt: int, max_new: int) -> Sampler:
@@ -124,7 +122,7 @@ def _sampler(tokenizer: ChatTokenizer, max_prompt: int, max_new: int) -> Sampler
         tokenizer.pad_id,
         tokenizer.end_id,
         max_new,
-        20240410,
+        EVALUATION_SEED,
     )
 
 

@@ -19,7 +19,10 @@ from trueline.rollout.native import NativeEngine
 from trueline.seeds import uniforms
 from trueline.types import Judgement, Prompt
 
-__all__ = ["Instruments", "Measured", "Sampler", "measure", "metrics_of", "sample_texts"]
+__all__ = ["EVALUATION_SEED", "Instruments", "Measured", "Sampler", "measure", "metrics_of", "sample_texts"]
+
+EVALUATION_SEED = 20240410
+"""Evaluation draws are the same for every arm and every training seed."""
 
 Scorer = Callable[[Sequence[Prompt], Sequence[str], Rollout], list[Judgement]]
 """(prompts, texts, rollout) -> one judgement a row."""

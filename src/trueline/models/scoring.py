@@ -6,6 +6,7 @@ backward pass. Sampling and scoring share `Sampling`, so a log-prob always belon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from trueline.algorithms.shapes import widened
 from trueline.models.decoder import Decoder
 from trueline.models.fused import head_logprobs
 
-__all__ = ["Sampling", "exact_kl", "response_hidden", "response_logprobs"]
+__all__ = ["Sampling", "exact_kl", "forbidden_mask", "response_hidden", "response_logprobs"]
 
 _CHUNK = 4096
 _KEEP = 1 << 25  # logits (fp32: 128 MB) that may be kept for the backward pass
@@ -42,6 +43,13 @@ class Sampling:
         return logprobs.restrict(
             widened(logits), temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, forbidden=self.forbidden
         )
+
+
+def forbidden_mask(vocab_size: int, forbidden_ids: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
+    """[V] bool, True on the tokens that must not be sampled: what `Sampling.forbidden` holds."""
+    mask = torch.zeros(vocab_size, dtype=torch.bool, device=device)
+    mask[torch.tensor(tuple(forbidden_ids), dtype=torch.long)] = True
+    return mask
 
 
 def response_hidden(model: Decoder, tokens: Tensor, response_mask: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,21 +22,22 @@ class NoWorld(Section):
 
 
 @cache
-def _makers() -> dict[str, Callable[[Mapping[str, Any]], Task]]:
-    found: dict[str, Callable[[Mapping[str, Any]], Task]] = {}
+def _declared(attribute: str) -> dict[str, Any]:
+    """The mappings of that name in the modules of this package, put together."""
+    found: dict[str, Any] = {}
     for info in pkgutil.iter_modules(trueline.tasks.__path__):
         if info.name != "registry":
-            found.update(getattr(importlib.import_module(f"trueline.tasks.{info.name}"), "TASKS", {}))
+            found.update(getattr(importlib.import_module(f"trueline.tasks.{info.name}"), attribute, {}))
     return found
+
+
+def _makers() -> dict[str, Callable[[Mapping[str, Any]], Task]]:
+    return _declared("TASKS")
 
 
 def world_type(name: str) -> type[Section]:
     """The `world` section of a task: what its module says in `WORLDS`, or no dials."""
-    for info in pkgutil.iter_modules(trueline.tasks.__path__):
-        worlds = getattr(importlib.import_module(f"trueline.tasks.{info.name}"), "WORLDS", {})
-        if name in worlds:
-            return worlds[name]
-    return NoWorld
+    return _declared("WORLDS").get(name, NoWorld)
 
 
 def task_names() -> list[str]:

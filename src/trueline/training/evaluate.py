@@ -14,7 +14,7 @@ from trueline.algorithms.advantages import best_of_n_kl
 from trueline.algorithms.logprobs import sequence_logprobs
 from trueline.config import Section
 from trueline.data.batches import collate, micro_batches
-from trueline.evaluation.measure import Instruments, Measured, Sampler, measure, metrics_of
+from trueline.evaluation.measure import EVALUATION_SEED, Instruments, Measured, Sampler, measure, metrics_of
 from trueline.models.checkpoints import load_decoder
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import response_logprobs
@@ -31,8 +31,6 @@ from trueline.types import Judgement, Pair, Prompt
 __all__ = ["Config", "train"]
 
 Outside = Callable[[Sequence[Prompt], Sequence[str], Rollout], list[bool]] | None
-
-_EVALUATION_SEED = 20240410  # evaluation draws are the same for every arm and every training seed
 
 
 class Config(Section):
@@ -207,7 +205,7 @@ def _sampler(stage: Stage) -> Sampler:
         stage.tokenizer.pad_id,
         stage.tokenizer.end_id,
         stage.limits.max_new_tokens,
-        _EVALUATION_SEED,
+        EVALUATION_SEED,
         2 * stage.limits.micro_tokens,
     )
 

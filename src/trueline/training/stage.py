@@ -17,7 +17,7 @@ import torch
 from trueline.data.batches import TokenBatch, Tokenized
 from trueline.data.chat import ChatTokenizer
 from trueline.models.decoder import Decoder
-from trueline.models.scoring import Sampling
+from trueline.models.scoring import Sampling, forbidden_mask
 from trueline.rollout.native import NativeEngine
 from trueline.runs import checkpoint
 from trueline.runs.cell import Cell, write_json
@@ -115,9 +115,7 @@ class Stage:
 
     def forbidden(self) -> torch.Tensor:
         """The vocabulary mask of tokens that must not be sampled, applied to every log-prob alike."""
-        mask = torch.zeros(self.tokenizer.vocab_size, dtype=torch.bool, device=self.device)
-        mask[torch.tensor(self.tokenizer.forbidden_ids, dtype=torch.long)] = True
-        return mask
+        return forbidden_mask(self.tokenizer.vocab_size, self.tokenizer.forbidden_ids, self.device)
 
     def tokenize(self, prompt: Prompt, response: str) -> Tokenized:
         """Ids of a prompt and a complete response. A response past the limit loses its end, and its end token."""
