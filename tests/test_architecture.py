@@ -64,6 +64,7 @@ THIRD_PARTIES = {
 EXTRA = {
     "data/batches.py": {"torch"},
     "data/templates.py": {"jinja2"},
+    "rewards/linear.py": {"safetensors"},
     "runs/checkpoint.py": {"torch", "safetensors"},
     "study/execute.py": {
         "trueline.training",

@@ -199,8 +199,8 @@ STUDY = (
     "train.snapshots=2", "train.workers=2", "sft.epochs=2", "sft.batch_size=32", "sft_chosen.epochs=1",
     "reward.epochs=1", "dpo.epochs=1", "dpo_iter.rounds=2", "dpo_iter.sync_every=1", "dpo_iter.batch_size=16",
     "dpo_iter.samples_per_prompt=2", "ppo.steps=2", "ppo.batch_size=32", "ppo.minibatches=2", "rloo.steps=2",
-    "rloo.batch_size=32", "rloo.minibatches=2", "evaluate.test_prompts=12", "evaluate.curve_prompts=8",
-    "evaluate.curve_pairs=8", "evaluate.samples=1", "evaluate.best_of=2", "evaluate.shown=2",
+    "rloo.batch_size=32", "rloo.minibatches=2", "evaluate.test_prompts=12", "select.prompts=8",
+    "select.pairs=8", "evaluate.samples=1", "evaluate.best_of=2", "evaluate.shown=2",
 )  # fmt: skip
 ARMS = ["sft", "sft-chosen", "best-of-n", "dpo", "dpo-iter", "ppo", "dpo+ppo", "rloo"]
 

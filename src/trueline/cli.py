@@ -156,22 +156,37 @@ def train(
 
 
 @app.command()
-def evaluate(target: Target, overrides: Overrides = None, out: Out = None, as_json: AsJson = False) -> None:
-    """Measure checkpoints on a task: NAME=FOLDER ..., one of them named sft."""
-    folders = {}
-    rest = []
-    for item in overrides or []:
-        key, _, value = item.partition("=")
-        if "." in key or not value:
-            rest.append(item)
-        else:
-            folders[key] = Path(value)
-    _, sections, task = _load(target, rest, False, "")
-    from trueline.commands.checkpoints import evaluate_folders
+def evaluate(
+    target: Target,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="NAME=FOLDER[,FOLDER...]...", help="checkpoints, one named sft; then settings as KEY=VALUE"
+        ),
+    ] = None,
+    out: Out = None,
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Measure and compare checkpoints trained anywhere: sft=FOLDER dpo=FOLDER ppo=FOLDER, a report as a study's.
 
-    rows = evaluate_folders(task, sections, folders, out, console=None if as_json else console)
+    Several folders of one arm (comma) are its training seeds. reward=FOLDER is reported as the proxy, judge=FOLDER is
+    taken for gold (one-label sequence classifiers).
+    """
+    given = [item for item in overrides or [] if "=" in item and "." not in item.partition("=")[0]]
+    name, sections, task = _load(target, [item for item in overrides or [] if item not in given], False, "")
+    from trueline.commands.evaluate import evaluate_folders
+
+    folders: dict[str, list[Path]] = {}
+    for item in given:
+        arm, _, value = item.partition("=")
+        folders.setdefault(arm, []).extend(Path(part) for part in value.split(",") if part)
+    shown = Console(stderr=True, highlight=False) if as_json else console
+    report = evaluate_folders(
+        task, sections, folders, out or Path("runs") / f"{name}-evaluate", _command(), console=shown
+    )
     if as_json:
-        print(json.dumps(rows))
+        print(json.dumps(report))
 
 
 @app.command()
@@ -184,7 +199,7 @@ def sample(
     greedy: Annotated[bool, typer.Option("--greedy", help="the most likely token each time")] = False,
 ) -> None:
     """Sample responses from a checkpoint."""
-    from trueline.commands.checkpoints import sample_folder
+    from trueline.commands.sample import sample_folder
 
     for text in sample_folder(folder, prompt, n=n, seed=seed, max_new_tokens=max_new_tokens, greedy=greedy):
         print(text)

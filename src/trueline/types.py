@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Demonstration", "Judgement", "Message", "Pair", "Prompt"]
+__all__ = ["Arm", "Demonstration", "Judgement", "Message", "Pair", "Prompt"]
 
 Role = Literal["system", "user", "assistant"]
 
@@ -70,3 +70,15 @@ class Judgement:
 
     score: float
     parts: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A method as a study compares it: the page that trains it ("" where nothing is trained), its section of the
+    settings, what it learns from, and the log ranges that tuning searches when the user declares none."""
+
+    name: str
+    page: str
+    section: str = ""
+    learns_from: Literal["nothing", "pairs", "reward"] = "nothing"
+    search: Mapping[str, tuple[float, float]] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from trueline.algorithms.logprobs import token_logprobs
 from trueline.algorithms.masking import masked_mean, masked_mean_per_row, masked_var
 from trueline.algorithms.ppo import clipped_policy_loss
 from trueline.algorithms.sft import sft_loss
+from trueline.algorithms.simpo import simpo_loss
 
 FILE = Path(__file__).resolve().parents[1] / "data" / "golden_vectors.json"
 ROWS = {row["id"]: row for row in json.loads(FILE.read_text())["rows"]}
@@ -34,6 +35,12 @@ def everywhere(x):
 def dpo(row):
     names = ("policy_chosen_logprobs", "policy_rejected_logprobs", "ref_chosen_logprobs", "ref_rejected_logprobs")
     return {"losses": dpo_loss(*(tensor(row["inputs"][name]) for name in names), beta=row["params"]["beta"])}
+
+
+def simpo(row):
+    chosen, rejected = (tensor(row["inputs"][f"policy_{side}_logprobs"]) for side in ("chosen", "rejected"))
+    ones = torch.ones_like(chosen)
+    return {"losses": simpo_loss(chosen, rejected, ones, ones, **row["params"])}
 
 
 def policy_loss(row):
@@ -150,6 +157,7 @@ def masked(function, name, **settings):
 
 COMPUTE = {
     "dpo_loss": dpo,
+    "simpo_loss": simpo,
     "ppo_policy_loss_mean": policy_loss,
     "ppo_policy_loss_mean_from_logits": policy_loss_from_logits,
     "token_rewards_with_kl": shaped,
@@ -186,7 +194,7 @@ def test_wrong_upstream_value_is_not_ours(id):
 
 
 def test_every_row_is_exercised_or_excused():
-    assert len(ROWS) == 28
+    assert len(ROWS) == 29
     assert {id for id, row in ROWS.items() if row["kind"] not in COMPUTE} == set(NOT_OURS)
     assert sorted(id for id, row in ROWS.items() if "expected_in_original_test" in row) == WRONG_UPSTREAM
     for row in ROWS.values():

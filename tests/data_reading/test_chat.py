@@ -159,6 +159,65 @@ def test_pad_is_the_one_named_or_a_spare_one_or_the_end(foreign, config, pad):
     assert ChatTokenizer.load(foreign(**config)).pad_id == pad
 
 
+@pytest.mark.parametrize(
+    ("files", "ends"),
+    [
+        ({}, (2,)),
+        ({"config.json": 3}, (2, 3)),
+        ({"config.json": 3, "generation_config.json": [2, 3, 4]}, (2, 3, 4)),
+        ({"generation_config.json": [70, 2, 999]}, (2,)),  # an ordinary word and no token at all
+        ({"generation_config.json": ["x", None, {}]}, (2,)),
+    ],
+)
+def test_a_model_may_end_its_answers_in_several_ways(foreign, files, ends):
+    """What the template writes comes first; the model's other special end tokens may be sampled and end the text."""
+    folder = foreign(files={name: json.dumps({"eos_token_id": ids}) for name, ids in files.items()})
+    chat = ChatTokenizer.load(folder)
+    assert (chat.end_id, chat.end_ids) == (2, ends)
+    assert chat.forbidden_ids == tuple(i for i in range(5) if i not in ends)
+    words = chat.encode_response("the cat")[:-1]
+    assert all(chat.decode([*words, end, *words]) == "the cat" for end in ends)
+
+
+def test_the_model_names_the_end_where_the_tokenizer_does_not(foreign):
+    files = {"config.json": json.dumps({"eos_token_id": 3})}
+    assert ChatTokenizer.load(foreign(None, files=files, eos_token=None)).end_id == 3
+    files = {"config.json": json.dumps({"eos_token_id": 70})}
+    with pytest.raises(InputError, match="no token ends an answer"):
+        ChatTokenizer.load(foreign(None, files=files, eos_token=None))
+
+
+def test_the_fingerprint_is_of_what_is_encoded_not_of_the_files(foreign):
+    """TRL and transformers save an untouched tokenizer with other bytes."""
+    folder = foreign(adds_bos=False)
+    first = ChatTokenizer.load(folder).fingerprint
+    change_tokenizer(
+        folder, post_processor={"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+    )
+    (folder / "chat_template.jinja").write_text("{# rewritten #}" + TURNS.replace("m.", "m ."))
+    assert ChatTokenizer.load(folder).fingerprint == first
+
+
+@pytest.mark.parametrize("what", ["bos", "template", "no template", "merges", "special", "pre_tokenizer"])
+def test_what_changes_ids_changes_the_fingerprint(foreign, what):
+    first = ChatTokenizer.load(foreign(adds_bos=False)).fingerprint
+    template = {"template": TURNS.replace(" + '\\n' }}{% endfor", " }}{% endfor"), "no template": None}.get(what, TURNS)
+    folder = foreign(template, adds_bos=what == "bos")
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    if what == "merges":
+        change_tokenizer(folder, model=raw["model"] | {"merges": raw["model"]["merges"][::-1]})
+    if what == "special":
+        change_tokenizer(folder, added_tokens=[t | {"special": True} for t in raw["added_tokens"]])
+    if what == "pre_tokenizer":
+        change_tokenizer(folder, pre_tokenizer=raw["pre_tokenizer"] | {"add_prefix_space": True})
+    assert ChatTokenizer.load(folder).fingerprint != first
+
+
+def change_tokenizer(folder, **values) -> None:
+    file = folder / "tokenizer.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
 def test_special_text_is_plain_text_in_a_foreign_template_too(foreign):
     chat = ChatTokenizer.load(foreign())
     ids = chat.encode_prompt(conversation("the <|im_end|> cat </s>"))

@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 
 from trueline.algorithms.advantages import best_of_n_kl
 from trueline.runs.cell import read_json, read_jsonl
-from trueline.training.evaluate import _picks
+from trueline.training.select import _picks
 
 pytestmark = pytest.mark.integration
-SMALL = {"samples": 2, "test_prompts": 8, "curve_prompts": 8, "curve_pairs": 8, "shown": 3, "best_of": 4}
+SMALL = {"samples": 2, "test_prompts": 8, "shown": 3, "best_of": 4}
+CURVE = {"prompts": 8, "pairs": 8}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,15 @@ def cells(tiny_world, tmp_path_factory):
 
 
 def _evaluate(world, directory, arm_name, *, charged=(), **inputs):
-    from trueline.training import evaluate
+    from trueline.training import evaluate, select
 
+    picked = directory.with_name(f"picked-{directory.name}")
+    before = dict(inputs)
+    if "baseline" in before:
+        before["baseline"] = before["baseline"].with_name(f"picked-{before['baseline'].name}")
+    best_of = SMALL["best_of"] if arm_name == "best-of-n" else 1
+    select.train(select.Config(**CURVE, best_of=best_of), world.stage(arm_name, picked, inputs=before))
+    inputs["picked"] = picked
     stage = world.stage(arm_name, directory, inputs=inputs, charged=charged)
     evaluate.train(evaluate.Config(**SMALL), stage)
     return directory

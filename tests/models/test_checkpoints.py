@@ -163,6 +163,42 @@ def test_the_good_folder_of_these_tests_loads(folder) -> None:
 
 def test_no_config(tmp_path) -> None:
     assert "no config.json" in refused(tmp_path)
+    assert "no such folder" in refused(tmp_path / "absent")
+
+
+def test_a_directory_of_checkpoints_names_them(tmp_path) -> None:
+    """As a trainer leaves it, with the models one level below."""
+    for step in (1, 2):
+        save_model(small_decoder(), tmp_path / f"checkpoint-{step}")
+    assert "give one of the folders in it: checkpoint-1, checkpoint-2" in refused(tmp_path)
+    load_decoder(tmp_path / "checkpoint-2")
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+def test_an_adapter_is_merged_first(folder, with_config) -> None:
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "org/base", "r": 4}))
+    load_decoder(folder)  # beside the model's own weights an adapter's configuration is no matter
+    (folder / "model.safetensors").rename(folder / "adapter_model.safetensors")
+    if not with_config:
+        (folder / "config.json").unlink()
+    said = refused(folder)
+    assert "a PEFT adapter of 'org/base' without the model's own weights; merge it first: python -c" in said
+    assert f"from_pretrained('{folder}').merge_and_unload().save_pretrained('{folder}-merged')" in said
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "expected"),
+    [(7, None, 7), ([7], None, 7), ([7, 9], None, (7, 9)), (7, [5, 6], (5, 6)), ([7, 9], 5, 5), (None, None, None),
+     ([], None, None)],
+)  # fmt: skip
+def test_what_ends_a_response(folder, config, generation, expected) -> None:
+    """The generation configuration comes first, as in transformers; several ids stay several."""
+    change(folder, eos_token_id=config)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    assert read_config(folder).end_id == expected
+    (folder / "generation_config.json").unlink()
+    if generation is None:
+        assert read_config(folder).end_id == expected
 
 
 @pytest.mark.parametrize("text", ["{", "\xff", "[1]", ""])
@@ -187,6 +223,7 @@ def test_a_config_without_a_field(folder) -> None:
         ({"hidden_act": "gelu"}, "gelu"),
         ({"attention_bias": True}, "attention_bias"),
         ({"use_sliding_window": True}, "use_sliding_window"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
         ({"num_hidden_layers": 3}, "missing weights"),
         ({"num_hidden_layers": 1}, "weights that nothing reads"),
@@ -206,8 +243,12 @@ def test_missing_weights(folder) -> None:
 
 def test_pickled_weights_are_never_read(folder) -> None:
     (folder / "model.safetensors").unlink()
+    (folder / "training_args.bin").write_bytes(b"")
+    assert "pytorch_model.bin" not in refused(folder) and "training_args" not in refused(folder)
     torch.save(small_decoder("qwen3").state_dict(), folder / "pytorch_model.bin")
-    assert "pickled weights are never read" in refused(folder)
+    said = refused(folder)
+    assert "no safetensors weights, only pytorch_model.bin; pickled weights are never read" in said
+    assert f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')" in said
 
 
 @pytest.mark.parametrize("keep", [0, 7, 200, -1])
@@ -228,7 +269,19 @@ def test_a_projection_that_is_missing(folder, name) -> None:
     assert "missing weights" in refused(folder)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"weight_map": {}}', '{"weight_map": {"a": "gone.safetensors"}}'])
+def test_a_tied_folder_without_embeddings(tmp_path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_model(small_decoder(tied=True), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.embed_tokens.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    assert "missing weights: head.weight, trunk.embed.weight" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": {"a": "gone.safetensors"}}']
+)
 def test_an_index_that_leads_nowhere(folder, text) -> None:
     (folder / "model.safetensors.index.json").write_text(text)
     refused(folder)

@@ -8,7 +8,7 @@ import torch
 from trueline.models import scoring
 from trueline.models.decoder import Decoder
 from trueline.models.fused import head_logprobs, rotate
-from trueline.models.scoring import Sampling, exact_kl, response_hidden, response_logprobs
+from trueline.models.scoring import Sampling, exact_kl, forbidden_mask, response_hidden, response_logprobs
 
 from .small import FAMILIES, PAD, VOCAB, ragged, small_decoder
 
@@ -207,3 +207,25 @@ def test_rotate_by_hand_and_its_derivative() -> None:
     angles = torch.outer(torch.arange(5.0, dtype=torch.float64), torch.linspace(0.1, 1, 4)).repeat(1, 2)
     assert torch.autograd.gradcheck(lambda y: rotate(y, angles.cos(), angles.sin()), (x,))
     torch.testing.assert_close(rotate(x, angles.cos(), angles.sin()).norm(dim=-1), x.norm(dim=-1))
+
+
+# a model padded beyond its tokenizer
+
+
+def test_what_lies_beyond_the_mask_is_forbidden() -> None:
+    """A mask of the tokenizer's 30 ids on a model of 37 is the mask of 37 with the last 7 forbidden."""
+    short = forbidden_mask(30, (0, 4))
+    long = forbidden_mask(VOCAB, (0, 4, *range(30, VOCAB)))
+    logits = torch.randn(3, VOCAB, generator=torch.Generator().manual_seed(0))
+    processed = Sampling(forbidden=short).process(logits)
+    assert torch.equal(processed, Sampling(forbidden=long).process(logits))
+    assert processed.isneginf().sum(1).tolist() == [9, 9, 9]
+    model = small_decoder()
+    tokens, mask = batch()
+    tokens = torch.where(mask, 5 + tokens % 25, tokens)  # what was sampled is what may be sampled
+    for entropy in (False, True):
+        found = response_logprobs(model, tokens, mask, Sampling(forbidden=short), entropy=entropy)
+        expected = response_logprobs(model, tokens, mask, Sampling(forbidden=long), entropy=entropy)
+        assert torch.equal(found[0], expected[0]) and found[0][mask].isfinite().all()
+    wider, _ = response_logprobs(model, tokens, mask, Sampling(forbidden=forbidden_mask(VOCAB, (0, 4))))
+    assert not torch.equal(found[0], wider)

@@ -275,3 +275,20 @@ def test_damaged_weights_are_no_sample() -> None:
         sample(model)
     with pytest.raises(NumericsError, match="forbidden"):
         sample(policy(), sampling=Sampling(forbidden=torch.ones(VOCAB, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("ends", [(3,), (END, 3), (3, END), (END, 3, 21, 8)])
+def test_a_response_ends_at_the_first_of_several_ends(ends) -> None:
+    """The draws decide the tokens, so a sample with ends is the sample without any, cut after the first end."""
+    many = PROMPTS * 12
+    without = NativeEngine(pad_id=PAD, end_id=())
+    without.load_weights(policy(), 0)
+    free = without.generate(many, draws(many), max_new_tokens=LIMIT, sampling=Sampling()).responses()
+    assert {len(response) for response in free} == {LIMIT}
+    made = NativeEngine(pad_id=PAD, end_id=ends)
+    made.load_weights(policy(), 0)
+    rollout = made.generate(many, draws(many), max_new_tokens=LIMIT, sampling=Sampling())
+    stops = [next((i + 1 for i, token in enumerate(row) if token in ends), LIMIT) for row in free]
+    assert rollout.responses() == [row[:stop] for row, stop in zip(free, stops)]
+    assert rollout.ended.tolist() == [row[stop - 1] in ends for row, stop in zip(free, stops)]
+    assert {row[-1] for row in rollout.responses()} >= set(ends) and not rollout.ended.all()

@@ -14,6 +14,7 @@ from trueline.tasks import dialogue_grammar as grammar
 from trueline.tasks.dialogue import TASKS, Config, Dialogue
 from trueline.types import Prompt
 
+WORLD = grammar.language(1)
 SPLITS = ("train", "selection", "test", "shifted", "hard")
 
 
@@ -93,8 +94,9 @@ def test_prompts_and_answers_fit_the_default_lengths(tmp_path) -> None:
 
     assert max(len(tokenizer.encode_prompt(p)) for s in SPLITS for p in task.prompts(s)) <= model.max_prompt_tokens
     longest = 0
-    for style, steps in itertools.product(grammar.STYLES.values(), grammar.TOPICS.values()):
-        middle = [f"{join} {step} ." for join, step in zip(style.joins, steps)]
+    styles = [style for pool in WORLD.pools.values() for style in pool]
+    for style, topic in itertools.product(styles, WORLD.topics.values()):
+        middle = [f"{join} {step} ." for join, step in zip(style.joins, topic.steps)]
         whole = " ".join([max(style.openers, key=length), *middle, max(style.closers, key=length)])
         longest = max(longest, length(whole))
     seen = [d.response for d in task.demonstrations(0)]
@@ -186,7 +188,7 @@ def _contrasts(pairs) -> dict[tuple[str, str], float]:
     """Share of the pairs of a kind in which a behaviour is set against another named one."""
     found, total = Counter(), Counter()
     for pair in pairs:
-        a, b = (grammar.parse(text).behaviour for text in (pair.chosen, pair.rejected))
+        a, b = (grammar.parse(WORLD, text).behaviour for text in (pair.chosen, pair.rejected))
         total[pair.prompt.kind] += 1
         if a != b:
             found.update({(pair.prompt.kind, a), (pair.prompt.kind, b)})
@@ -228,7 +230,7 @@ def test_a_single_covered_behaviour_has_no_contrast() -> None:
 def test_coverage_moves_no_other_pair() -> None:
     """Pairs without the uncovered behaviour stay as they are, labels too."""
     full, less = _pairs(pairs=1000), _pairs(pairs=1000, coverage=("help", "evasion"))
-    free = [p for p in full if "refusal" not in {grammar.parse(t).behaviour for t in (p.chosen, p.rejected)}]
+    free = [p for p in full if "refusal" not in {grammar.parse(WORLD, t).behaviour for t in (p.chosen, p.rejected)}]
     assert len(free) > 500
     kept = {(p.prompt.id, p.chosen, p.rejected) for p in less}
     assert all((p.prompt.id, p.chosen, p.rejected) in kept for p in free)

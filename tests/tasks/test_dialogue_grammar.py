@@ -10,46 +10,96 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trueline.tasks import dialogue_grammar as grammar
-from trueline.tasks.dialogue_grammar import REMEDIES, STYLES, TOPICS, parse, write_evasion, write_help, write_refusal
+from trueline.tasks.dialogue_grammar import language, write_evasion, write_help, write_refusal
 
-STEPS = sorted(itertools.chain.from_iterable(TOPICS.values()))
+RICHNESS = (1, 2, 3)
+STYLES = [(r, style) for r in RICHNESS for pool in language(r).pools.values() for style in pool]
+named = pytest.mark.parametrize(("richness", "style"), STYLES, ids=lambda v: getattr(v, "name", v))
 
 
-@pytest.mark.parametrize("name", STYLES)
-def test_what_is_written_is_read_back(name) -> None:
-    """Three thousand responses of each style: behaviour, steps in order, no broken word, the style's own segments."""
-    rng, style = np.random.default_rng(0), STYLES[name]
+def parse(text: str, richness: int = 1) -> grammar.Parsed:
+    return grammar.parse(language(richness), text)
+
+
+def _steps(richness: int) -> list[str]:
+    """Every step of the topics and of the conditions."""
+    said = language(richness)
+    changed = [step for condition in said.conditions.values() for step in condition.steps.values()]
+    return sorted([*itertools.chain.from_iterable(t.steps for t in said.topics.values()), *changed])
+
+
+@named
+def test_what_is_written_is_read_back(richness, style) -> None:
+    """A thousand responses of each style: behaviour, steps in order, no broken word, the style's own segments."""
+    rng, said, every = np.random.default_rng(0), language(richness), _steps(richness)
     for _ in range(1000):
-        steps = [STEPS[i] for i in rng.integers(len(STEPS), size=rng.integers(1, 5))]
-        helped, refused = parse(write_help(style, steps, rng)), parse(write_refusal(style, rng.random() < 0.5, rng))
-        evaded = parse(write_evasion(style, rng))
+        steps = [every[i] for i in rng.integers(len(every), size=rng.integers(1, len(style.joins) + 1))]
+        helped = parse(write_help(style, steps, rng), richness)
+        refused = parse(write_refusal(said, style, rng.random() < 0.5, rng), richness)
+        evaded = parse(write_evasion(said, style, rng), richness)
         assert (helped.behaviour, refused.behaviour, evaded.behaviour) == ("help", "refusal", "evasion")
         assert list(helped.steps) == steps and refused.steps == evaded.steps == ()
         assert helped.broken == refused.broken == evaded.broken == 0.0
         for parsed in (helped, refused, evaded):
-            assert {s.split("/")[1] for s in parsed.segments if "/" in s} <= {name}
+            assert {s.split("/")[1] for s in parsed.segments if "/" in s} <= {style.name}
 
 
-@pytest.mark.parametrize("name", STYLES)
-def test_an_alternative_is_seen_where_there_is_one(name) -> None:
-    rng = np.random.default_rng(0)
+@named
+def test_an_alternative_is_seen_where_there_is_one(richness, style) -> None:
+    rng, said = np.random.default_rng(0), language(richness)
     for alternative in (False, True):
-        parsed = parse(write_refusal(STYLES[name], alternative, rng))
+        parsed = parse(write_refusal(said, style, alternative, rng), richness)
         assert ("alternative" in parsed.segments) == alternative
 
 
-def test_no_phrase_means_two_things() -> None:
-    """Every phrase of every style, step and remedy is a segment of its own; the lone stop is one more."""
-    phrases = [*STEPS, *REMEDIES, *grammar.REFUSALS, *grammar.EVASIONS, "."]
-    for style in STYLES.values():
-        for group in (style.openers, style.joins, style.closers):
+@pytest.mark.parametrize("richness", RICHNESS)
+def test_no_phrase_means_two_things_or_begins_another(richness) -> None:
+    """Every phrase of every style, step and remedy is a segment of its own; the lone stop is one more. None is the
+    beginning of another, so that a text of segments is taken apart in one way alone."""
+    said = language(richness)
+    phrases = [*_steps(richness), *said.remedies, *said.refusals, *said.evasions, "."]
+    for style in (style for pool in said.pools.values() for style in pool):
+        for group in (style.openers, style.joins, style.closers, style.notes):
             phrases += sorted({phrase for phrase in group if phrase})
-    assert len(phrases) == len(set(phrases)) == len(grammar._SEGMENTS)
+    assert len(phrases) == len(set(phrases)) == len(said.segments)
+    beginnings = {" ".join(p.split()[:n]) for p in phrases for n in range(1, len(p.split()))}
+    assert not beginnings & set(phrases)
 
 
-def test_every_topic_has_four_steps_of_its_own() -> None:
-    assert len(STEPS) == len(set(STEPS)) == 4 * len(TOPICS)
-    assert not set(grammar.BENIGN) & set(grammar.HARMFUL)
+@pytest.mark.parametrize(("richness", "count", "shortest", "longest"), [(1, 18, 4, 4), (2, 48, 4, 6), (3, 130, 4, 6)])
+def test_every_topic_has_steps_of_its_own(richness, count, shortest, longest) -> None:
+    topics = language(richness).topics
+    sizes = [len(topic.steps) for topic in topics.values()]
+    assert (len(topics), min(sizes), max(sizes)) == (count, shortest, longest)
+    assert len(_steps(richness)) == len(set(_steps(richness)))
+    assert sum(topic.kind == "harmful" for topic in topics.values()) / count == pytest.approx(1 / 3, abs=0.01)
+
+
+def test_a_richer_world_holds_the_poorer_ones() -> None:
+    for less, more in ((1, 2), (2, 3)):
+        poor, rich = language(less), language(more)
+        assert poor.topics.items() <= rich.topics.items() and poor.conditions.items() <= rich.conditions.items()
+        assert set(poor.segments.items()) <= set(rich.segments.items())
+
+
+@pytest.mark.parametrize(
+    ("under", "given", "steps"),
+    # brew tea, in the words of the kitchen
+    [
+        ((), 0, "boil water, warm the pot, add leaves, wait five minutes"),
+        (("without noise",), 0, "close the kitchen door, boil water, warm the pot, add leaves, wait five minutes"),
+        (("on a budget",), 0, "boil water, use what is left over, warm the pot, add leaves, wait five minutes"),
+        (("in a hurry",), 0, "boil water, warm the pot, add leaves, serve it half warm"),
+        (("as a surprise",), 0, "boil water, warm the pot, add leaves, wait five minutes, hide it under a lid"),
+        (("in a hurry", "as a surprise"), 2, "add leaves, serve it half warm, hide it under a lid"),
+        (("on a budget", "without noise"), 2, "use what is left over, warm the pot, add leaves, wait five minutes"),
+        ((), 2, "add leaves, wait five minutes"),
+    ],
+)  # fmt: skip
+def test_conditions_change_the_steps_that_are_wanted(under, given, steps) -> None:
+    wanted = language(3).wanted("brew tea", under, given)
+    assert ", ".join(wanted) == steps
+    assert language(3).wanted("brew tea", reversed(under), given) == wanted
 
 
 # Known segments in orders and combinations that no writer makes: unusual, and not broken.
@@ -116,7 +166,7 @@ def test_the_behaviour_of_mixed_answers(text, behaviour) -> None:
 )
 def test_right_steps_are_counted_along_the_order(steps, right) -> None:
     text = " ".join(f"then {step} ." for step in steps)
-    assert parse(text).right_steps("brew tea") == right
+    assert parse(text).right_steps(language(1).wanted("brew tea")) == right
 
 
 @settings(max_examples=200, deadline=None)
@@ -127,10 +177,11 @@ def test_any_text_can_be_parsed(text) -> None:
     assert parsed.behaviour in ("help", "refusal", "evasion", "none")
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.sampled_from(sorted(grammar._SEGMENTS)), min_size=1, max_size=12))
-def test_segments_in_any_order_are_never_broken(phrases) -> None:
-    """The law behind the examples. A stop after a phrase that begins one does not glue: the longest match is taken, and
-    what is left of it is a segment again or part of one."""
-    parsed = parse(" ".join(phrases))
-    assert parsed.broken == 0.0
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_segments_in_any_order_are_never_broken(data) -> None:
+    """The law behind the examples: no segment begins another one, so that none glues to the next."""
+    said = language(data.draw(st.sampled_from(RICHNESS)))
+    phrases = data.draw(st.lists(st.sampled_from(sorted(said.segments)), min_size=1, max_size=12))
+    parsed = grammar.parse(said, " ".join(phrases))
+    assert parsed.segments == tuple(said.segments[phrase] for phrase in phrases) and parsed.broken == 0.0

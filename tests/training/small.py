@@ -15,7 +15,7 @@ from trueline.training.pages import page, pages
 SMALL = {
     "batch_size": 16, "minibatches": 2, "learning_rate": 1e-3, "critic_learning_rate": 2e-3, "warmup_steps": 1,
     "samples_per_prompt": 2, "steps": 4, "rounds": 2, "sync_every": 2, "samples": 1, "test_prompts": 6,
-    "curve_prompts": 6, "curve_pairs": 8, "shown": 2,
+    "prompts": 6, "pairs": 8, "shown": 2,
 }  # fmt: skip
 STEPS = 4
 TRAINED = sorted(method for method, module in pages().items() if "learning_rate" in module.Config.model_fields)
@@ -32,8 +32,11 @@ def run_small(
 ) -> Path:
     """A run of `STEPS` steps (fewer where `max_steps` says so)."""
     more = {"max_steps": STEPS} | more
-    if method == "evaluate":
+    if method in ("select", "evaluate"):
         more["inputs"] = {"arm": world.cells["sft"]} | dict(more.get("inputs", {}))
+    if method == "evaluate":
+        picked = world.run("select", directory.with_name(f"{directory.name}-picked"), small("select"), **more)
+        more["inputs"] |= {"picked": picked}
     return world.run(method, directory, small(method, **(settings or {})), **more)
 
 

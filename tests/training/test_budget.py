@@ -80,6 +80,39 @@ def test_a_moving_reference_is_scored_at_every_step(tiny_world, sizes, counted, 
     assert cost(cell)["flops"] == (2.0 + 6.0) * 2 * sizes[0] * tokens
 
 
+def test_simpo_pays_for_no_reference(tiny_world, sizes, counted, tmp_path) -> None:
+    pairs = read_pairs(tiny_world.cells["pairs"]).training
+    cell = run_small(tiny_world, "simpo", tmp_path / "simpo", settings={"batch_size": len(pairs)}, max_steps=2)
+    tokens = sum(counted(p.prompt, p.chosen) + counted(p.prompt, p.rejected) for p in pairs)
+    assert cost(cell)["flops"] == 6.0 * 2 * sizes[0] * tokens
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.1])
+def test_kto_pays_for_its_mismatched_pairs(eta, tiny_world, sizes, counted, tmp_path) -> None:
+    """All pairs in one batch: the mismatched ones have the same prompts and the same responses, so the same tokens.
+    Both models score them at each step; the pairs themselves are scored by the reference once, or at each step."""
+    pairs = read_pairs(tiny_world.cells["pairs"]).training
+    settings = {"batch_size": len(pairs), "ema_eta": eta}
+    cell = run_small(tiny_world, "kto", tmp_path / "kto", settings=settings, max_steps=2)
+    tokens = sum(counted(p.prompt, p.chosen) + counted(p.prompt, p.rejected) for p in pairs)
+    assert cost(cell)["trained_tokens"] == 2 * tokens
+    assert cost(cell)["flops"] == (2.0 * (2 if eta else 1) + (4.0 + 6.0) * 2) * sizes[0] * tokens
+
+
+def test_the_online_kl_is_paid_for(tiny_world, sizes, counted, sampled, tmp_path) -> None:
+    """Per step of L real tokens: sampling 2NL, the reference 2NL, training 6NL; beside DPO's own cost."""
+    pairs = read_pairs(tiny_world.cells["pairs"]).training
+    settings = {"batch_size": len(pairs), "online_kl_coef": 0.1, "online_batch": 8}
+    cell = run_small(tiny_world, "dpo", tmp_path / "dpo", settings=settings, max_steps=2)
+    tokens = sum(counted(p.prompt, p.chosen) + counted(p.prompt, p.rejected) for p in pairs)
+    assert [len(rollout) for rollout in sampled] == [8, 8]
+    fresh = sum(int(rollout.lengths.sum()) for rollout in sampled)
+    assert cost(cell)["trained_tokens"] == 2 * tokens + fresh
+    assert cost(cell)["flops"] == ((2.0 + 6.0 * 2) * tokens + (2.0 + 2.0 + 6.0) * fresh) * sizes[0]
+    assert cost(cell)["sampled_tokens"] == sum(rollout.sampled_tokens for rollout in sampled)
+    assert cost(cell)["prompts"] == 16 and cost(cell)["reward_calls"] == cost(cell)["labels"] == 0
+
+
 def test_pairs_are_counted_as_labels(tiny_world) -> None:
     assert cost(tiny_world.cells["pairs"])["labels"] == len(read_pairs(tiny_world.cells["pairs"]).training) > 100
 

@@ -15,7 +15,7 @@ from .small import rows, run_small
 pytestmark = pytest.mark.integration
 
 
-@pytest.mark.parametrize("method", ["dpo", "ppo"])
+@pytest.mark.parametrize("method", ["dpo", "ipo", "kto", "ppo"])
 def test_the_reference_follows_the_formula_step_by_step(method, tiny_world, tmp_path) -> None:
     """ref_t = eta policy_t + (1 - eta) ref_{t-1}, from SFT; one optimiser step per step, a checkpoint at each. Training
     state is kept of the last two checkpoints alone, so the recursion is done here on the policies."""

@@ -14,6 +14,7 @@ from trueline.config import ablatable, off_value
 from trueline.models.checkpoints import load_decoder
 from trueline.models.fingerprints import fingerprint_tensors
 from trueline.runs import checkpoint
+from trueline.training import preference
 from trueline.training.pages import page, pages
 
 from .small import STEPS, cost, rows, run_small
@@ -58,7 +59,11 @@ def test_the_objective_is_one_line(method) -> None:
 
 # What each ablatable key is set to when it is on, and the settings under which its effect shows in a few steps.
 ON = {
-    ("dpo", "nll_coef"): 0.5, ("dpo", "ema_eta"): 0.5, ("dpo-iter", "nll_coef"): 0.5,
+    ("dpo", "nll_coef"): 0.5, ("dpo", "ema_eta"): 0.5, ("dpo", "online_kl_coef"): 0.5, ("dpo-iter", "nll_coef"): 0.5,
+    ("cdpo", "nll_coef"): 0.5, ("cdpo", "ema_eta"): 0.5, ("cdpo", "label_smoothing"): 0.2,
+    ("dpo-positive", "nll_coef"): 0.5, ("dpo-positive", "ema_eta"): 0.5, ("dpo-positive", "penalty"): 50.0,
+    ("ipo", "nll_coef"): 0.5, ("ipo", "ema_eta"): 0.5, ("ln-dpo", "nll_coef"): 0.5, ("ln-dpo", "ema_eta"): 0.5,
+    ("kto", "nll_coef"): 0.5, ("kto", "ema_eta"): 0.5, ("simpo", "nll_coef"): 0.5, ("simpo", "gamma"): 1.0,
     ("ppo", "kl_coef"): 0.5, ("ppo", "ema_eta"): 0.5, ("ppo", "advantage_norm"): True, ("ppo", "value_norm"): True,
     ("ppo", "value_clip"): 0.001, ("rloo", "kl_coef"): 0.5,
 }  # fmt: skip
@@ -89,7 +94,7 @@ def test_a_switch_changes_what_is_trained(method, key, tiny_world, tmp_path) -> 
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("method", ["dpo", "ppo"])
+@pytest.mark.parametrize("method", ["dpo", "cdpo", "kto", "ppo"])
 def test_without_the_moving_average_the_reference_stays_sft(method, tiny_world, tmp_path, monkeypatch) -> None:
     """With it, it is neither SFT nor the policy."""
     kept = _keep_references(method, monkeypatch)
@@ -104,7 +109,7 @@ def test_without_the_moving_average_the_reference_stays_sft(method, tiny_world, 
 
 
 def _keep_references(method, monkeypatch) -> list:
-    module, kept = page(method), []
+    module, kept = page(method) if hasattr(page(method), "load_policy") else preference, []
     load = module.load_policy
 
     def loaded(stage, name):
@@ -112,7 +117,7 @@ def _keep_references(method, monkeypatch) -> list:
         return kept[-1]
 
     monkeypatch.setattr(module, "load_policy", loaded)
-    return kept  # the reference is the last one that both pages load
+    return kept  # the reference is the last one that all of them load
 
 
 @pytest.mark.integration

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 
 from trueline.errors import NumericsError
 from trueline.rollout.native import NativeEngine
-from trueline.training import dpo, dpo_iter, policy_gradient, ppo
-from trueline.training.dpo import start_gate
+from trueline.training import dpo, dpo_iter, kto, policy_gradient, ppo, preference
+from trueline.training.preference import start_gate
 from trueline.training.stage import Stage
 
 from .small import rows, run_small
@@ -42,17 +43,23 @@ def _break_reference(module, monkeypatch) -> None:
     def loaded(stage, name):
         calls.append(name)
         model = load(stage, name)
-        return model if len(calls) < reference_is else _scores_otherwise(model)
+        return model if len(calls) < 2 else _scores_otherwise(model)  # all of them load the reference second
 
-    reference_is = {"trueline.training.dpo": 2, "trueline.training.dpo_iter": 2, "trueline.training.ppo": 2}[
-        module.__name__
-    ]
     monkeypatch.setattr(module, "load_policy", loaded)
 
 
 @pytest.mark.parametrize(
     ("method", "module", "message"),
-    [("dpo", dpo, "not ln 2"), ("dpo-iter", dpo_iter, "not ln 2"), ("ppo", ppo, "KL to the reference")],
+    [
+        ("dpo", dpo, "first loss/dpo is .*, not 0.693147"),
+        ("cdpo", preference, "first loss/cdpo is .*, not 0.693147"),
+        ("dpo-positive", preference, "first loss/dpo_positive is .*, not 0.693147"),
+        ("ln-dpo", preference, "first loss/ln_dpo is .*, not 0.693147"),
+        ("ipo", preference, "first loss/ipo is .*, not 25.000000"),
+        ("kto", kto, "first (loss/kto is .*, not 0.500000|rewards/chosen is .*, not 0.000000)"),
+        ("dpo-iter", dpo_iter, "first loss/dpo is .*, not 0.693147"),
+        ("ppo", ppo, "KL to the reference"),
+    ],
 )
 def test_a_reference_that_scores_otherwise_is_refused(
     method, module, message, tiny_world, tmp_path, monkeypatch
@@ -111,9 +118,28 @@ def test_good_runs_pass_with_room(finished) -> None:
 
 
 def test_the_gate_looks_at_the_sigmoid_term_alone() -> None:
-    start_gate({"loss": 3.0, "loss/dpo": 0.69315})
+    start_gate({"loss": 3.0, "loss/dpo": 0.69315}, "loss/dpo", math.log(2))
     with pytest.raises(NumericsError, match=r"0\.700000"):
-        start_gate({"loss": 0.6931472, "loss/dpo": 0.7})
+        start_gate({"loss": 0.6931472, "loss/dpo": 0.7}, "loss/dpo", math.log(2))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "name", "expected"),
+    [
+        ("cdpo", {"label_smoothing": 0.3}, "loss/cdpo", math.log(2)),
+        ("dpo-positive", {"penalty": 500.0}, "loss/dpo_positive", math.log(2)),
+        ("ln-dpo", {"beta": 20.0}, "loss/ln_dpo", math.log(2)),
+        ("ipo", {"beta": 0.5}, "loss/ipo", 1.0),
+        ("ipo", {"beta": 0.01}, "loss/ipo", 2500.0),
+        ("kto", {"desirable_weight": 1.0, "undesirable_weight": 3.0}, "loss/kto", 1.0),
+    ],
+)
+def test_each_loss_starts_where_its_formula_says(method, settings, name, expected, tiny_world, tmp_path) -> None:
+    """ln 2; (1 / (2 beta))^2; half the mean weight: 0.5 (1 + 3) / 2. Rewards are 0, the NLL term is not looked at."""
+    settings = settings | {"nll_coef": 1.0}
+    first = rows(run_small(tiny_world, method, tmp_path / "run", settings=settings, max_steps=1))[0]
+    assert first[name] == pytest.approx(expected, rel=1e-5)
+    assert abs(first["rewards/margins"]) < 1e-4 and first["loss"] > first[name] + 0.1
 
 
 def test_dpo_with_the_nll_term_passes_its_gate(tiny_world, tmp_path) -> None:

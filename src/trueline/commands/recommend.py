@@ -10,11 +10,12 @@ from statistics import median
 from rich.console import Console
 
 from trueline.commands.resolve import resolve
-from trueline.commands.run import execute
+from trueline.commands.run import design_of, execute
 from trueline.errors import InputError
 from trueline.runs.cell import read_json, write_json
-from trueline.study.design import PAGE_OF, nodes_of_stage
+from trueline.study.design import nodes_of_stage
 from trueline.study.record import claim, identity_of, stage_index
+from trueline.training.pages import arms
 
 __all__ = ["train_recommended"]
 
@@ -34,7 +35,7 @@ def train_recommended(report_path: Path, overrides: list[str], out: Path, comman
     identity = identity_of(name, sections, {**task.describe(), "train": chosen})
     claim(out, identity, command)
     seed = sections["study"].seeds[0]
-    nodes = nodes_of_stage(sections, chosen, seed, learned_gold=task.learned_gold)
+    nodes = nodes_of_stage(design_of(task, sections), chosen, seed)
     console.print(
         f"training {chosen}, stopping at {100 * share:.0f}% of its planned steps, "
         "where the study's selected checkpoints lay"
@@ -69,7 +70,11 @@ def _read(path: Path) -> dict:
 def _chosen(report: dict, overrides: list[str], path: Path) -> tuple[str, list[str]]:
     own = [item.removeprefix("arm=") for item in overrides if item.startswith("arm=")]
     rest = [item for item in overrides if not item.startswith("arm=")]
-    trainable = [arm["name"] for arm in report["arms"] if arm["name"] == "sft" or PAGE_OF.get(arm["name"])]
+    trainable = [
+        arm["name"]
+        for arm in report["arms"]
+        if arm["name"] == "sft" or (arm["name"] in arms() and arms()[arm["name"]].page)
+    ]
     chosen = own[-1] if own else report["verdict"]["answer"]
     if chosen == "no-difference":
         chosen = report["verdict"]["cheapest"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,20 +21,12 @@ __all__ = ["resolve", "section_types"]
 
 def section_types(task: str) -> dict[str, type[Section]]:
     """The sections that a run of this task reads."""
-    from trueline.training.pages import page
+    from trueline.study.tuning import tune_section
+    from trueline.training.pages import arms, page, section_pages
 
-    methods = {
-        "sft": "sft",
-        "sft_chosen": "sft",
-        "reward": "reward",
-        "dpo": "dpo",
-        "dpo_iter": "dpo-iter",
-        "ppo": "ppo",
-        "rloo": "rloo",
-        "evaluate": "evaluate",
-    }
-    fixed = {"data": Data, "model": Model, "train": Train, "study": Study}
-    return fixed | {"world": world_type(task)} | {k: page(m).Config for k, m in methods.items()}
+    fixed = {"data": Data, "model": Model, "train": Train, "study": Study, "tune": tune_section(arms())}
+    methods = {name: page(method).Config for name, method in section_pages().items()}
+    return fixed | {"world": world_type(task)} | methods
 
 
 def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, dict[str, Any], Task]:
@@ -47,7 +40,9 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
     sections = load(section_types(name), file=file, overrides=list(overrides), top={"task": str})
     sections.pop("task", None)
     model = sections["model"]
+    given = sections
     sections = with_shipped(sections, shipped(name, model.size, quick=quick, given_model=bool(model.path)))
+    sections["both"] = _inherited(sections, given)
     _check_settings(name, sections)
     sections["sft_chosen"] = sections["sft_chosen"].model_copy(update={"on": "chosen"})
     if "sft" not in sections["study"].arms:
@@ -56,7 +51,10 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
         from trueline.models.checkpoints import read_config
 
         read_config(Path(sections["model"].path))
-    return name, sections, make_task(name, sections)
+    task = make_task(name, sections)
+    if len(set(task.describe().get("subsets", {})) - {"unknown"}) < 2:  # there is nothing to leave out
+        sections["study"] = sections["study"].model_copy(update={"coverage_rows": False})
+    return name, sections, task
 
 
 def _task_of(file: Path) -> str:
@@ -80,6 +78,18 @@ def _task_of(file: Path) -> str:
     return name
 
 
+def _inherited(sections: dict[str, Any], given: dict[str, Any]) -> Section:
+    """`both`: PPO after DPO. What is not set there is as in `ppo`; what the user said of `ppo` goes before what ships
+    for `both`."""
+    shipped_both = {key: getattr(sections["both"], key) for key in sections["both"].model_fields_set}
+    layers = [sections["ppo"], shipped_both, given["ppo"], given["both"]]
+    values: dict[str, Any] = {}
+    for layer in layers:
+        own = layer if isinstance(layer, dict) else {key: getattr(layer, key) for key in layer.model_fields_set}
+        values |= own
+    return type(sections["ppo"])(**values)
+
+
 def _check_files(name: str, file: Path | None, overrides: Sequence[str]) -> None:
     given = [item for item in overrides if item.startswith("data.")]
     if file is None:
@@ -89,11 +99,15 @@ def _check_files(name: str, file: Path | None, overrides: Sequence[str]) -> None
 def _check_settings(name: str, sections: dict[str, Any]) -> None:
     """What no single section can see."""
     study = sections["study"]
+    _check_arms(sections)
     wrong = ""
     if sections["ppo"].kl_target and not sections["ppo"].kl_coef:
         wrong = "ppo.kl_coef", "an adaptive coefficient cannot start from 0", "set it above 0, or ppo.kl_target=0"
     elif len(set(study.seeds)) != len(study.seeds):
         wrong = "study.seeds", "the same seed twice", "give different seeds"
+    elif study.trials and set(study.seeds) & set(study.tuning_seeds):
+        seed = min(set(study.seeds) & set(study.tuning_seeds))
+        wrong = "study.tuning_seeds", f"{seed} is a reported seed too", "tune on seeds that are not reported"
     elif study.feedback == "gold" and name != "dialogue":
         wrong = "study.feedback", "this task has no embedded judge", "use study.feedback=learned"
     elif sections["sft"].on != "demonstrations" or sections["sft_chosen"].on != "demonstrations":
@@ -107,3 +121,27 @@ def _check_settings(name: str, sections: dict[str, Any]) -> None:
     if wrong:
         field, reason, remedy = wrong
         raise InputError(reason, where="settings", field=field, remedy=remedy)
+
+
+def _check_arms(sections: dict[str, Any]) -> None:
+    """Every arm exists, once, and its ranges can be searched."""
+    from trueline.study.tuning import check_ranges
+    from trueline.training.pages import arms
+
+    known, asked = arms(), sections["study"].arms
+    for name in asked:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            remedy = f"did you mean {near[0]}? " if near else ""
+            raise InputError(
+                f"unknown arm {name!r}",
+                where="settings",
+                field="study.arms",
+                remedy=f"{remedy}arms: {', '.join(known)}",
+            )
+        if asked.count(name) > 1:
+            raise InputError(f"{name} twice", where="settings", field="study.arms", remedy="name each arm once")
+    for section in dict.fromkeys(arm.section for arm in known.values() if arm.section):
+        given = section in sections["tune"].model_fields_set
+        if given or (sections["study"].trials and any(known[name].section == section for name in asked)):
+            check_ranges(section, sections[section], getattr(sections["tune"], section))

@@ -11,13 +11,20 @@ from rich.console import Console
 
 from trueline.commands.screen import Screen, show_arms
 from trueline.runs.cell import read_json
-from trueline.study.design import nodes_of_stage, nodes_of_study, variants
+from trueline.study.design import Design, Node, nodes_of_stage, nodes_of_study, nodes_of_trials, variants
 from trueline.study.execute import Executor
-from trueline.study.record import claim, complete, identity_of, manifest_of, stage_index
+from trueline.study.record import chosen_settings, claim, complete, identity_of, manifest_of, stage_index
 from trueline.study.report import build
+from trueline.study.tuning import best_of, draw, read_trials, record_of
 from trueline.tasks.task import Task
+from trueline.training.pages import arms
 
-__all__ = ["execute", "run_stage", "run_study"]
+__all__ = ["design_of", "execute", "run_stage", "run_study"]
+
+
+def design_of(task: Task, sections: Mapping[str, Any]) -> Design:
+    """What the nodes of a run are made from."""
+    return Design(sections, arms(), learned_gold=task.learned_gold, signatures=not task.learned_gold)
 
 
 def run_study(
@@ -27,12 +34,14 @@ def run_study(
     identity = identity_of(task.name, sections, task.describe())
     claim(directory, identity, command)
     worlds = variants(sections["study"], sections["world"])
-    signatures = not task.learned_gold
-    nodes = nodes_of_study(sections, learned_gold=task.learned_gold, signatures=signatures)
     began = time.perf_counter()
+    design, tuning = _tune(task, design_of(task, sections), directory, console)
+    nodes = nodes_of_study(design)
     cells = execute(task, sections, directory, nodes, console, named=None)
-    manifest = manifest_of(task, sections, identity, command, worlds, nodes, cells)
-    complete(directory, manifest, nodes, cells)
+    manifest = manifest_of(task, design.sections, identity, command, worlds, nodes, cells)
+    complete(directory, manifest | {"tuning": tuning}, nodes, cells)
+    if tuning:
+        chosen_settings(directory / "chosen.yaml", task.name, tuning, command)
     report = build(directory)
     console.print()
     show_arms(console, report)
@@ -44,17 +53,45 @@ def run_study(
     return report
 
 
+def _tune(task: Task, design: Design, directory: Path, console: Console) -> tuple[Design, dict[str, Any]]:
+    """The design with the settings that the trials chose, and the record of all trials.
+
+    `dpo+ppo` comes second: it inherits DPO's choice and spends its trials on PPO.
+    """
+    study, tune = design.sections["study"], design.sections["tune"]
+    tuned = [arm for arm in study.arms if design.arms[arm].section]
+    if not study.trials or not tuned:
+        return design, {}
+    ranges = {arm: getattr(tune, design.arms[arm].section) for arm in tuned}
+    trials = []
+    for group in ([arm for arm in tuned if arm != "dpo+ppo"], [arm for arm in tuned if arm == "dpo+ppo"]):
+        if not group:
+            continue
+        drawn = {
+            arm: draw(design.sections[design.arms[arm].section], ranges[arm], study.trials, study.tuning_seeds[0], arm)
+            for arm in group
+        }
+        console.print(
+            f"tuning {', '.join(group)}: {study.trials} random trials each on seeds "
+            f"{', '.join(map(str, study.tuning_seeds))}, scored on the selection split",
+            markup=False,
+        )
+        cells = execute(task, design.sections, directory, nodes_of_trials(design, drawn), console, named=None)
+        trials += read_trials(design, drawn, cells)
+        chosen = {design.arms[arm].section: best_of(trials, arm).settings for arm in group}
+        for section, values in chosen.items():
+            console.print(f"  chosen: {', '.join(f'{section}.{k}={v:g}' for k, v in values.items())}", markup=False)
+        design = design.replaced(chosen)
+    return design, record_of(design, trials, ranges)
+
+
 def run_stage(
     stage: str, task: Task, sections: Mapping[str, Any], directory: Path, command: str, *, console: Console
 ) -> dict[str, Path]:
     """Train one stage at each seed, with the stages before it where their cells are not there yet."""
     identity = identity_of(task.name, sections, {**task.describe(), "stage": stage})
     claim(directory, identity, command)
-    nodes = [
-        n
-        for seed in sections["study"].seeds
-        for n in nodes_of_stage(sections, stage, seed, learned_gold=task.learned_gold)
-    ]
+    nodes = [n for seed in sections["study"].seeds for n in nodes_of_stage(design_of(task, sections), stage, seed)]
     cells = execute(task, sections, directory, nodes, console, named=stage)
     stage_index(directory, nodes, cells)
     for node in nodes:
@@ -70,18 +107,21 @@ def execute(
     task: Task,
     sections: Mapping[str, Any],
     directory: Path,
-    nodes: list,
+    nodes: list[Node],
     console: Console,
     *,
     named: str | None,
     share: float = 1.0,
+    adopted: Mapping[str, Path] | None = None,
 ) -> dict[str, Path]:
-    """Say the plan, run the nodes with a live screen, return the cell of each. `share` of the named stage's steps."""
+    """Say the plan, run the nodes with a live screen, return the cell of each. `share` of the named stage's steps;
+    `adopted` are finished cells by key that the nodes build on."""
     screens: list[Screen] = []
     executor = Executor(directory, task, sections, lambda key, progress: screens[0].report(key, progress))
+    executor.adopt(adopted or {})
     workers = executor.workers()
     seeds = sorted({node.seed for node in nodes})
-    arms = list(dict.fromkeys(n.arm for n in nodes if n.page != "evaluate"))
+    arms = list(dict.fromkeys(n.arm for n in nodes if n.page not in ("select", "evaluate")))
     console.print(f"{task.description}; nothing is downloaded", markup=False)
     screen = Screen(console, nodes, workers)
     console.print(

@@ -14,7 +14,7 @@ from rich.text import Text
 from trueline.study.design import Node
 from trueline.study.page import visible
 
-__all__ = ["Screen", "show_arms"]
+__all__ = ["Screen", "show_arms", "show_over_prompts"]
 
 # Relative cost of the pages (CPU seconds of the embedded world): the time left is this plan scaled by what was seen.
 _WEIGHTS = {
@@ -25,7 +25,8 @@ _WEIGHTS = {
     "dpo-iter": 15.0,
     "ppo": 27.0,
     "rloo": 18.0,
-    "evaluate": 4.0,
+    "select": 2.5,
+    "evaluate": 2.0,
 }
 
 
@@ -69,7 +70,7 @@ class Screen:
         elif progress.note == "queued":
             self._started.add(key)
         elif progress.total == 0:
-            if node.page not in ("evaluate", "pairs") and node.arm not in self.objectives:
+            if node.page not in ("evaluate", "pairs", "select") and node.arm not in self.objectives:
                 self.objectives[node.arm] = progress.note
                 if not self._live:
                     self.console.print(f"  {_label(node)}: {progress.note}", highlight=False)
@@ -105,7 +106,7 @@ class Screen:
         seeds = sorted({node.seed for node in self.nodes.values()})
         for seed in seeds:
             table.add_column(f"seed {seed}", justify="right")
-        for label in dict.fromkeys(_label(node) for node in self.nodes.values() if node.page != "evaluate"):
+        for label in dict.fromkeys(_label(node) for node in self.nodes.values() if not node.measures):
             table.add_row(label, *(self._cell(label, seed) for seed in seeds))
         table.add_row("evaluation", *(self._cell("evaluation", seed) for seed in seeds))
         if self.sample:
@@ -125,7 +126,7 @@ class Screen:
 
 
 def _label(node: Node) -> str:
-    if node.page == "evaluate":
+    if node.measures:
         return "evaluation"
     return f"{node.arm} (no shift)" if node.variant == "no-shift" and node.arm not in ("sft",) else node.arm
 
@@ -154,6 +155,20 @@ def show_arms(console: Console, report: dict[str, Any]) -> None:
         console.print(table)
 
 
+def show_over_prompts(console: Console, report: dict[str, Any]) -> None:
+    """Paired differences of single checkpoints, with intervals over prompts alone."""
+    if not report["over_prompts"]:
+        return
+    table = Table(title="Paired by prompt; intervals over prompts alone", title_justify="left", show_edge=False)
+    for name, justify in (("difference", "left"), ("gold", "right"), ("95% interval", "right")):
+        table.add_column(name, justify=justify)
+    for row in report["over_prompts"]:
+        low, high = row["ci95"]
+        interval = f"\\[{low:+.2f}, {high:+.2f}]" if low is not None else ""
+        table.add_row(f"{row['a']} - {row['b']}", f"{row['difference']:+.2f}", interval)
+    console.print(table)
+
+
 def _arm_row(arm: dict[str, Any]) -> Iterable[str]:
     gold = arm["metrics"]["test/sampled/gold"]
     low, high = gold["ci95"] if gold["ci95"] else (None, None)
@@ -170,7 +185,7 @@ def _arm_row(arm: dict[str, Any]) -> Iterable[str]:
         interval,
         "" if kl is None else f"{kl:.2f}",
         "" if length is None else f"{length:.1f}",
-        f"{arm['cost']['flops'] / 1e15:.4f}",
-        f"{arm['cost']['seconds']:.0f}",
+        f"{arm['cost']['flops'] / 1e15:.4f}" if arm["cost"]["flops"] else "",
+        f"{arm['cost']['seconds']:.0f}" if arm["cost"]["flops"] else "",
         mark,
     )

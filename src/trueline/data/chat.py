@@ -8,12 +8,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from trueline.data.templates import OWN_TEMPLATE, PLAIN_TEMPLATE, Template
+from trueline.data.templates import OWN_TEMPLATE, Template
+from trueline.data.tokenizer_files import END_IDS, read_tokenizer, write_tokenizer
 from trueline.errors import InputError
 from trueline.types import Message, Prompt
 
@@ -23,14 +25,17 @@ PAD, END, SYSTEM, USER, ASSISTANT = SPECIALS = ("<|pad|>", "<|end|>", "<|system|
 SMALLEST = 256 + len(SPECIALS)  # every byte has a token, so that any text can be written
 PROBE = Prompt((Message("user", "Is the sky blue?"),))
 ANSWER = "Yes it is"
+TEXTS = "The  cat's 1234 toys\n\n\tdidn't größer 你好 🦊 <|im_end|>; x=f(y[0])"
+CONVERSATIONS = (("Why?",), (" two  spaces \n", "Yes.", "\n\nAnd?"), ("Be kind.", "Why?", "So.", "And?"))
 
 
 class ChatTokenizer:
     """Renders conversations with a chat template and encodes them; text of a user never becomes a special token.
 
     `pad_id` fills a batch and may equal `end_id` where a folder has no pad: what counts is the mask, never the id.
-    `end_id` is what the template writes after an answer. `forbidden_ids` are the special tokens that must never be
-    sampled: all but `end_id`. `vocab_size` is the highest id plus one; a model may be padded beyond it.
+    `end_id` is what the template writes after an answer; `end_ids` begin with it and hold every other special token
+    that the folder's model ends an answer with (Llama-3 has three). `forbidden_ids` are the special tokens that must
+    never be sampled: all but `end_ids`. `vocab_size` is the highest id plus one; a model may be padded beyond it.
     """
 
     def __init__(self, tokenizer: Tokenizer, template: str, config: Mapping[str, Any], *, where: str = "") -> None:
@@ -45,9 +50,10 @@ class ChatTokenizer:
         first = tokenizer.encode("a", add_special_tokens=True).ids[:1]
         self._adds_bos = self._bos_id is not None and first == [self._bos_id]
         self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
-        self.end_id: int = self._find_end(named["eos_token"])
+        self.end_ids: tuple[int, ...] = self._find_ends(named["eos_token"])
+        self.end_id: int = self.end_ids[0]
         self.pad_id: int = self._find_pad(named["pad_token"], named["unk_token"])
-        self.forbidden_ids: tuple[int, ...] = tuple(sorted(set(self._special.values()) - {self.end_id}))
+        self.forbidden_ids: tuple[int, ...] = tuple(sorted(set(self._special.values()) - set(self.end_ids)))
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int) -> ChatTokenizer:
@@ -81,40 +87,40 @@ class ChatTokenizer:
     def load(cls, folder: str | Path) -> ChatTokenizer:
         """The tokenizer of a Hugging Face folder: `tokenizer.json`, with its chat template if it has one.
 
-        Raises `InputError` for a folder without these files, a template that fails, or one whose prompt is not a prefix
-        of its prompt with an answer.
+        Without a template (a base model) roles are written out in plain text (`templates.PLAIN_TEMPLATE`). Raises
+        `InputError` for a folder without these files, a template that fails, or one whose prompt is not a prefix of its
+        prompt with an answer.
         """
-        folder = Path(folder)
-        file = folder / "tokenizer.json"
-        if not file.is_file():
-            remedy = "write one with AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-            raise InputError("no tokenizer.json", where=str(folder), remedy=remedy)
-        try:
-            tokenizer = Tokenizer.from_file(str(file))
-        except Exception as error:  # tokenizers raises no narrower class
-            raise InputError(f"broken tokenizer ({str(error)[:200]})", where=str(file)) from None
-        tokenizer.no_padding()
-        tokenizer.no_truncation()  # a length set by whoever saved it must not cut our prompts
-        config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")
-        return cls(tokenizer, _read_template(folder, config), config, where=str(folder))
+        return cls(*read_tokenizer(Path(folder)), where=str(folder))
 
     def save(self, folder: str | Path) -> None:
         """Writes the files that Hugging Face tools read a fast tokenizer and its chat template from."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        config = {key: value for key, value in self._config.items() if key != "chat_template"}
-        named = {
-            key: value for key, value in config.items() if key.endswith("_token") or key.endswith("_special_tokens")
-        }
-        (folder / "tokenizer.json").write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
-        _write_json(folder / "tokenizer_config.json", config)
-        _write_json(folder / "special_tokens_map.json", {k: v for k, v in named.items() if not isinstance(v, bool)})
-        (folder / "chat_template.jinja").write_text(self._template.source, encoding="utf-8")
+        extra = {END_IDS: list(self.end_ids)} if len(self.end_ids) > 1 else {}
+        config = {key: value for key, value in self._config.items() if key != END_IDS} | extra
+        write_tokenizer(Path(folder), self._tokenizer, self._template.source, config)
 
     @property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the sha256 of vocabulary, merges and template."""
-        return hashlib.sha256(f"{self._tokenizer.to_str()}\0{self._template.source}".encode()).hexdigest()[:16]
+        """First 16 hex digits of a sha256 that is equal where any conversation gives equal ids.
+
+        Over vocabulary, merges, special tokens and the ids of probes, not over the files: other tools write those anew
+        (TRL adds an empty post-processor) and rewrite a template without changing what it renders.
+        """
+        model = json.loads(self._tokenizer.to_str())["model"]
+        described = [
+            sorted(self._tokenizer.get_vocab(with_added_tokens=True).items()), model.get("merges"),
+            sorted(self._special.items()), self._plain.encode(TEXTS, add_special_tokens=False).ids,
+            [self._ids_or_refusal(turns) for turns in CONVERSATIONS],
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(described).encode()).hexdigest()[:16]
+
+    def _ids_or_refusal(self, turns: Sequence[str]) -> list[int] | None:
+        roles = ("user", "assistant") if len(turns) % 2 else ("system", "user", "assistant", "user")
+        messages = [Message(role, text) for role, text in zip(roles * len(turns), turns)]
+        try:
+            return self._encode(messages, answering=True)
+        except InputError:  # a template may refuse a system turn; one that takes it is another
+            return None
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """The conversation up to where the assistant is to answer, with one BOS if the tokenizer has one."""
@@ -125,9 +131,8 @@ class ChatTokenizer:
         return [*self._plain.encode(text, add_special_tokens=False).ids, self.end_id]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text up to the first `end_id`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
-        ids = [int(i) for i in ids]
-        ids = ids[: ids.index(self.end_id)] if self.end_id in ids else ids
+        """The text before the first of `end_ids`, special tokens left out; bytes that are no UTF-8 become U+FFFD."""
+        ids = list(takewhile(lambda i: i not in self.end_ids, map(int, ids)))
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
     def _encode(self, messages: Sequence[Message], *, answering: bool) -> list[int]:
@@ -151,8 +156,12 @@ class ChatTokenizer:
         count = next((i for i, token in enumerate(ids) if token != self._bos_id), len(ids))
         return [self._bos_id, *ids[count:]] if self._bos_id is not None and (count or self._adds_bos) else ids
 
-    def _find_end(self, eos: str) -> int:
-        """The special token that follows an answer in the template, else the EOS; refuses a template without prefix."""
+    def _find_ends(self, eos: str) -> tuple[int, ...]:
+        """What the template writes after an answer, else the EOS; then what else the model stops at.
+
+        Refuses a template without prefix. Of the model's ids only special tokens count: a configuration's untouched
+        default may name an ordinary word.
+        """
         prompt = self._encode(PROBE.messages, answering=True)
         whole = self._encode([*PROBE.messages, Message("assistant", ANSWER)], answering=False)
         if whole[: len(prompt)] != prompt:
@@ -161,11 +170,13 @@ class ChatTokenizer:
             raise InputError(reason, where=self._where, field="chat_template", remedy=remedy)
         specials = set(self._special.values())
         written = next((i for i in whole[len(prompt) :] if i in specials), None)
-        end = written if written is not None else self._tokenizer.token_to_id(eos) if eos else None
-        if end is None:
+        named = self._tokenizer.token_to_id(eos) if eos else None
+        first = [named] if written is None and named is not None else [written] if written is not None else []
+        ends = dict.fromkeys(first + [i for i in self._config.get(END_IDS) or () if i in specials])
+        if not ends:
             remedy = "set eos_token in tokenizer_config.json"
             raise InputError("no token ends an answer", where=self._where, field="eos_token", remedy=remedy)
-        return end
+        return tuple(ends)
 
     def _find_pad(self, pad: str, unk: str) -> int:
         named = self._tokenizer.token_to_id(pad) if pad else None
@@ -192,30 +203,3 @@ def _one_thread() -> Iterator[None]:
 def _content(token: Any) -> str:
     """A token's text; files write it bare or as {"content": ...}."""
     return str(token.get("content") or "") if isinstance(token, Mapping) else str(token or "")
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise InputError(f"broken JSON ({error})", where=str(file)) from None
-    if not isinstance(found, dict):
-        raise InputError("expected an object", where=str(file))
-    return found
-
-
-def _write_json(file: Path, value: Mapping[str, Any]) -> None:
-    file.write_text(json.dumps(value, indent=2, ensure_ascii=False, sort_keys=True) + "\n", encoding="utf-8")
-
-
-def _read_template(folder: Path, config: Mapping[str, Any]) -> str:
-    """`chat_template.jinja`, else `chat_template` of the configuration (a text, or a list with one named "default")."""
-    file = folder / "chat_template.jinja"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    found = config.get("chat_template")
-    if isinstance(found, list):
-        found = next((t.get("template") for t in found if isinstance(t, dict) and t.get("name") == "default"), None)
-    return found if isinstance(found, str) and found else PLAIN_TEMPLATE

@@ -36,7 +36,7 @@ class Sampler:
     decode: Callable[[Sequence[int]], str]
     sampling: Sampling
     pad_id: int
-    end_id: int
+    end_id: int | Sequence[int]
     max_new_tokens: int
     seed: int
     token_limit: int = 8192
@@ -44,24 +44,32 @@ class Sampler:
 
 @dataclass(frozen=True)
 class Instruments:
-    """What a sample is held against. `outside` says whether a sample lies outside the preference data."""
+    """What a sample is held against. `outside` says whether a sample lies outside the preference data.
+
+    `rerender` is there where the policy has a tokenizer of its own: its texts are then written out again with the
+    study's, for judges and lengths, and everything that compares log-probs with SFT's is left out.
+    """
 
     gold: Scorer
     sft: Decoder
-    proxy: Callable[[Rollout], Tensor] | None = None
+    proxy: Callable[[Sequence[Prompt], Sequence[str], Rollout], Tensor] | None = None
     outside: Callable[[Sequence[Prompt], Sequence[str], Rollout], list[bool]] | None = None
+    rerender: Callable[[Sequence[Prompt], Sequence[str], Rollout], Rollout] | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Samples and what was measured of each: lists over prompts of lists over samples; `parts` by the judge's names."""
+    """Samples and what was measured of each: lists over prompts of lists over samples; `parts` by the judge's names.
+
+    `kl`, `kl_k3` and `nll` are None where the policy's tokenizer is not SFT's.
+    """
 
     prompts: list[Prompt]
     texts: list[list[str]]
     gold: list[list[float]]
-    kl: list[list[float]]
-    kl_k3: list[list[float]]
-    nll: list[list[float]]
+    kl: list[list[float]] | None
+    kl_k3: list[list[float]] | None
+    nll: list[list[float]] | None
     length: list[list[int]]
     ended: list[list[bool]]
     proxy: list[list[float]] | None = None
@@ -84,7 +92,9 @@ def measure(
     """`samples` responses to each prompt, measured. With `best_of` n, each is the proxy's favourite of n draws."""
     asked = [p for p in prompts for _ in range(samples * best_of)]
     rollout, texts = sample_texts(policy, asked, sampler, stream=stream, greedy=greedy)
-    proxy = instruments.proxy(rollout) if instruments.proxy else None
+    if instruments.rerender:
+        rollout = instruments.rerender(asked, texts, rollout)
+    proxy = instruments.proxy(asked, texts, rollout) if instruments.proxy else None
     if best_of > 1:
         if proxy is None:
             raise ValueError("best_of: needs a proxy to choose with")
@@ -92,27 +102,25 @@ def measure(
         rollout, proxy = rollout.select(favourite), proxy[favourite]
         texts, asked = [texts[i] for i in favourite.tolist()], [asked[i] for i in favourite.tolist()]
     judged = instruments.gold(asked, texts, rollout)
-    reference = _rescore(instruments.sft, rollout, sampler)
-    mask = rollout.response_mask
-    kl = sequence_logprobs(kl_k1(rollout.logprobs, reference), mask)
-    k3 = sequence_logprobs(kl_k3(rollout.logprobs, reference), mask)
-    nll = -sequence_logprobs(rollout.logprobs, mask) / rollout.response_lengths
+    kl, k3, nll = (None, None, None) if instruments.rerender else _against_sft(instruments.sft, rollout, sampler)
     outside = instruments.outside(asked, texts, rollout) if instruments.outside else None
 
-    def shaped(values: Sequence) -> list[list]:
+    def shaped(values: Sequence | None) -> list[list] | None:
+        if values is None:
+            return None
         return [list(values[i : i + samples]) for i in range(0, len(values), samples)]
 
     return Measured(
         list(prompts),
         shaped(texts),
         shaped([j.score for j in judged]),
-        shaped(kl.tolist()),
-        shaped(k3.tolist()),
-        shaped(nll.tolist()),
+        shaped(kl),
+        shaped(k3),
+        shaped(nll),
         shaped(rollout.response_lengths.tolist()),
         shaped(rollout.ended.tolist()),
         None if proxy is None else shaped(proxy.tolist()),
-        None if outside is None else shaped(outside),
+        shaped(outside),
         _parts(judged),
     )
 
@@ -144,6 +152,15 @@ def metrics_of(measured: Measured, prefix: str) -> dict[str, float]:
     texts = [text for row in measured.texts for text in row]
     out[f"{prefix}/distinct"] = len(set(texts)) / len(texts)
     return out
+
+
+def _against_sft(sft: Decoder, rollout: Rollout, sampler: Sampler) -> tuple[list[float], list[float], list[float]]:
+    """Sequence log-ratio to SFT (k1), its k3, and the negative log-prob per token, of each sample."""
+    reference, mask = _rescore(sft, rollout, sampler), rollout.response_mask
+    kl = sequence_logprobs(kl_k1(rollout.logprobs, reference), mask)
+    k3 = sequence_logprobs(kl_k3(rollout.logprobs, reference), mask)
+    nll = -sequence_logprobs(rollout.logprobs, mask) / rollout.response_lengths
+    return kl.tolist(), k3.tolist(), nll.tolist()
 
 
 def _parts(judged: Sequence[Judgement]) -> dict[str, list[float]]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from trueline.errors import InputError
 from trueline.models.decoder import Decoder, DecoderConfig
+from trueline.models.folders import check_folder, read_end_ids, read_object, read_tensors
 from trueline.models.heads import ScalarModel
 
 __all__ = ["load_decoder", "load_scalar", "read_config", "save_model"]
@@ -39,10 +39,9 @@ def save_model(model: Decoder | ScalarModel, folder: Path, *, generation: dict[s
 
 def read_config(folder: Path) -> DecoderConfig:
     """The shape of the model in a Hugging Face folder; an InputError where it is not one that runs here."""
+    check_folder(folder)
     path = folder / "config.json"
-    if not path.is_file():
-        raise InputError("no config.json in this folder", where=str(folder), remedy="give a Hugging Face model folder")
-    raw = _read_object(path)
+    raw = read_object(path)
     family = raw.get("model_type")
     if family not in FAMILIES:
         raise InputError(
@@ -60,6 +59,7 @@ def read_config(folder: Path) -> DecoderConfig:
         "mlp_bias": not raw.get("mlp_bias", False),
         "use_sliding_window": not raw.get("use_sliding_window", False),
         "layer_types": set(raw.get("layer_types") or ()) <= {"full_attention"},
+        "quantization_config": not raw.get("quantization_config"),
     }
     for field, fine in checks.items():
         if not fine:
@@ -81,7 +81,7 @@ def read_config(folder: Path) -> DecoderConfig:
             norm_eps=raw.get("rms_norm_eps", 1e-6),
             tied=bool(raw.get("tie_word_embeddings", False)),
             pad_id=raw.get("pad_token_id"),
-            end_id=_first(raw.get("eos_token_id")),
+            end_id=read_end_ids(folder, raw),
             bos_id=raw.get("bos_token_id"),
         )
     except KeyError as error:
@@ -91,62 +91,20 @@ def read_config(folder: Path) -> DecoderConfig:
 def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
     """The policy in a Hugging Face folder (safetensors, one file or shards)."""
     model = Decoder(read_config(folder))
-    _fill(model, _read_tensors(folder), folder)
+    _fill(model, read_tensors(folder), folder)
     return model.to(dtype).eval()
 
 
 def load_scalar(folder: Path, *, bias: bool, dtype: torch.dtype = torch.float32) -> ScalarModel:
     """The reward model (`bias=False`) or critic (`bias=True`) in a Hugging Face folder."""
     model = ScalarModel(read_config(folder), bias=bias)
-    _fill(model, _read_tensors(folder), folder)
+    _fill(model, read_tensors(folder), folder)
     return model.to(dtype).eval()
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"not JSON ({error})", where=str(path), remedy="copy or save the file again") from None
-    if not isinstance(value, dict):
-        raise InputError("not a JSON object", where=str(path), remedy="copy or save the file again")
-    return value
-
-
-def _first(value: int | list[int] | None) -> int | None:
-    return value[0] if isinstance(value, list) else value
-
-
-def _read_tensors(folder: Path) -> dict[str, Tensor]:
-    index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
-    if index.is_file():
-        weight_map = _read_object(index).get("weight_map")
-        if not weight_map:
-            raise InputError("missing", where=str(index), field="weight_map", remedy="save the model again")
-        names = sorted(set(weight_map.values()))
-    tensors: dict[str, Tensor] = {}
-    for name in names:
-        path = folder / name
-        # A name, not a path: an index cannot point elsewhere. The file itself may be a link, as in the hub's cache.
-        if Path(name).name != name or not path.is_file():
-            raise InputError(
-                "no safetensors weights",
-                where=str(folder),
-                field=name,
-                remedy="save the model with safe_serialization (pickled weights are never read)",
-            )
-        try:
-            with safe_open(path, framework="pt") as file:
-                tensors.update((key, file.get_tensor(key)) for key in file.keys())
-        except SafetensorError as error:
-            remedy = "copy or save the file again"
-            raise InputError(f"damaged weights ({error})", where=str(path), remedy=remedy) from None
-    return tensors
 
 
 def _fill(model: Decoder | ScalarModel, tensors: dict[str, Tensor], folder: Path) -> None:
     own = _from_hub(tensors, model.config)
-    if isinstance(model, Decoder) and model.config.tied:
+    if isinstance(model, Decoder) and model.config.tied and "trunk.embed.weight" in own:
         own["head.weight"] = own["trunk.embed.weight"]
     wanted = model.state_dict()
     missing = sorted(set(wanted) - set(own))

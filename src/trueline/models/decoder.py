@@ -21,7 +21,10 @@ __all__ = ["Decoder", "DecoderConfig", "KVCache", "Trunk"]
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """The shape of a decoder. `family` is the Hugging Face `model_type` it is saved as."""
+    """The shape of a decoder. `family` is the Hugging Face `model_type` it is saved as.
+
+    `end_id` is its `eos_token_id`: one token, or several that each end a response.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -36,7 +39,7 @@ class DecoderConfig:
     norm_eps: float = 1e-6
     tied: bool = False
     pad_id: int | None = None
-    end_id: int | None = None
+    end_id: int | tuple[int, ...] | None = None
     bos_id: int | None = None
 
     @property

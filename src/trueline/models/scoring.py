@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -40,9 +41,15 @@ class Sampling:
 
     def process(self, logits: Tensor) -> Tensor:
         """The processed logits, in at least fp32, whose softmax is sampled from."""
+        forbidden = self.covering(logits.shape[-1])
         return logprobs.restrict(
-            widened(logits), temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, forbidden=self.forbidden
+            widened(logits), temperature=self.temperature, top_k=self.top_k, top_p=self.top_p, forbidden=forbidden
         )
+
+    def covering(self, vocab_size: int) -> Tensor | None:
+        """`forbidden` of a model's `vocab_size`: embeddings padded beyond the tokenizer's last id are never sampled."""
+        missing = 0 if self.forbidden is None else vocab_size - self.forbidden.shape[-1]
+        return self.forbidden if missing <= 0 else F.pad(self.forbidden, (0, missing), value=True)
 
 
 def forbidden_mask(vocab_size: int, forbidden_ids: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
@@ -97,7 +104,7 @@ def exact_kl(model: Decoder, reference: Decoder, tokens: Tensor, response_mask: 
 def _score(weight: Tensor, hidden: Tensor, targets: Tensor, sampling: Sampling, entropy: bool):
     same = hidden.dtype == weight.dtype and not torch.is_autocast_enabled(hidden.device.type)
     if same and sampling.plain and not entropy:
-        scored = head_logprobs(hidden, weight, targets, sampling.forbidden)
+        scored = head_logprobs(hidden, weight, targets, sampling.covering(len(weight)))
         return scored, scored
     processed = sampling.process(hidden @ weight.t())
     scored = logprobs.token_logprobs(processed, targets)

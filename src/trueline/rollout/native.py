@@ -24,10 +24,14 @@ __all__ = ["NativeEngine"]
 
 
 class NativeEngine:
-    """Samples from the policy module itself: weights are shared, so loading them is taking a reference."""
+    """Samples from the policy module itself: weights are shared, so loading them is taking a reference.
 
-    def __init__(self, *, pad_id: int, end_id: int, batch_size: int = 512) -> None:
-        self.pad_id, self.end_id, self.batch_size = pad_id, end_id, batch_size
+    A response ends at `end_id`, or at whichever comes first where it is several.
+    """
+
+    def __init__(self, *, pad_id: int, end_id: int | Sequence[int], batch_size: int = 512) -> None:
+        self.pad_id, self.batch_size = pad_id, batch_size
+        self.end_ids = (end_id,) if isinstance(end_id, int) else tuple(end_id)
         self.policy: Decoder | None = None
         self.version = -1
 
@@ -77,6 +81,7 @@ class NativeEngine:
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         live = torch.arange(len(prompts), device=device)  # rows of `tokens` that the cache's rows belong to
         running = torch.ones(len(prompts), dtype=torch.bool, device=device)
+        ends = torch.tensor(self.end_ids, device=device)
         draws = None if draws is None else draws.to(device)
         for position in range(limit):
             processed = sampling.process(policy.head(hidden))
@@ -84,7 +89,7 @@ class NativeEngine:
             row_at = at[live]
             tokens[live[running], row_at[running]] = new[running]
             captured[live[running], row_at[running]] = lp.token_logprobs(processed, new)[running]
-            stopped = running & (new == self.end_id)
+            stopped = running & (new[:, None] == ends).any(1)
             ended[live[stopped]] = True
             lengths[live[running]] = row_at[running] + 1
             running = running & ~stopped

@@ -16,6 +16,7 @@ from trueline.study.statistics import (
     kl_matched,
     length_controlled_difference,
     paired_interval,
+    prompt_interval,
     seed_interval,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "controlled",
     "differences",
     "find",
+    "over_prompts",
 ]
 
 CANDIDATES = ("dpo", "dpo-iter", "ppo", "dpo+ppo")
@@ -99,8 +101,22 @@ def _pairs(variant: Variant) -> Iterator[tuple[str, str]]:
     listed = [*FAMILY, *((a, b) for a, b in combinations(CANDIDATES, 2) if {a, b} not in map(set, FAMILY))]
     listed += [(arm, floor) for floor in FLOORS for arm in ran if arm not in FLOORS]
     listed += [(floor, "sft") for floor in FLOORS[1:]]
-    listed += [("rloo", candidate) for candidate in CANDIDATES]
+    others = [arm for arm in ran if arm not in CANDIDATES and arm not in FLOORS]
+    listed += [(arm, candidate) for arm in others for candidate in CANDIDATES]
     return ((a, b) for a, b in listed if a in ran and b in ran)
+
+
+def over_prompts(study: Study, variant: Variant) -> tuple[Comparison, ...]:
+    """Where one seed ran: the same pairs with intervals over prompts alone. They compare these checkpoints, not what
+    training again would give."""
+    if len(study.manifest.seeds) > 1:
+        return ()
+    rows = []
+    for a, b in _pairs(variant):
+        d = differences(variant.arms[a], variant.arms[b], study.manifest.metric)
+        if d is not None and (b == "sft" or (a, b) in FAMILY):
+            rows.append(Comparison(a, b, study.manifest.metric, prompt_interval(d), "exploratory"))
+    return tuple(rows)
 
 
 def find(rows: tuple[Comparison, ...], a: str, b: str) -> Comparison | None:

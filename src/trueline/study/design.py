@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from trueline.study.settings import Study
+from trueline.types import Arm
 
-__all__ = ["PAGE_OF", "Node", "Variant", "nodes_of_stage", "nodes_of_study", "variants"]
+__all__ = [
+    "Design",
+    "Node",
+    "Variant",
+    "nodes_of_checkpoints",
+    "nodes_of_stage",
+    "nodes_of_study",
+    "nodes_of_trials",
+    "trial_key",
+    "variants",
+]
 
-# Arm -> the page that trains it; arms that train nothing have none.
-PAGE_OF = {
-    "sft": None,
-    "best-of-n": None,
-    "sft-chosen": "sft",
-    "dpo": "dpo",
-    "dpo-iter": "dpo-iter",
-    "ppo": "ppo",
-    "dpo+ppo": "ppo",
-    "rloo": "rloo",
-}
-# Arm -> the stages it is charged with besides its own training. Labels come with the pairs, once.
-_CHARGED = {
-    "sft": (),
-    "best-of-n": ("pairs", "reward"),
-    "sft-chosen": ("pairs",),
-    "dpo": ("pairs",),
-    "dpo-iter": ("pairs", "reward"),
-    "ppo": ("pairs", "reward"),
-    "dpo-half": ("pairs",),
-    "dpo+ppo": ("pairs", "reward", "start"),
-    "rloo": ("pairs", "reward"),
-}
 NO_SHIFT_ARMS = ("sft", "dpo", "ppo", "dpo+ppo")
+COVERAGE_ARMS = ("sft", "dpo", "ppo")
+_HALF = "dpo-half"
 
 
 @dataclass(frozen=True)
@@ -53,6 +43,7 @@ class Node:
 
     `share` is the part of the FLOP cap that the node may spend; `charged` names the inputs whose cost comes off that
     cap first. A node whose `twin` (the same with a larger share) ended within this node's share is that same run.
+    `arm` is what the cell is called: the arm or stage, `select:ARM` or `evaluate:ARM` where it is measured.
     """
 
     key: str
@@ -68,37 +59,100 @@ class Node:
     charged: tuple[str, ...] = ()
     twin: str = ""
 
+    @property
+    def measures(self) -> str:
+        """The arm that this node measures; empty for a node that trains."""
+        return self.arm.partition(":")[2]
+
+
+@dataclass(frozen=True)
+class Design:
+    """What the nodes are made from: the settings, the arms that exist, and what the task has."""
+
+    sections: Mapping[str, Any]
+    arms: Mapping[str, Arm]
+    learned_gold: bool
+    signatures: bool
+
+    def replaced(self, changes: Mapping[str, Mapping[str, Any]]) -> Design:
+        """The same with other values in some sections."""
+        sections = {
+            name: section.model_copy(update=dict(changes[name])) if name in changes else section
+            for name, section in self.sections.items()
+        }
+        return Design(sections, self.arms, self.learned_gold, self.signatures)
+
 
 def variants(study: Study, world: Any) -> list[Variant]:
-    """The primary world, and beside it the one without shift where the world has that dial and it is on."""
-    shift = getattr(world, "shift", None)
+    """The primary world, and beside it the one without shift, or with less coverage, where the world has that dial."""
+    shift, coverage = getattr(world, "shift", None), getattr(world, "coverage", ())
     if shift is None:
-        return [Variant("main", "the file's pairs", True, world, study.arms)]
+        label = f"pairs of {' and '.join(coverage)}" if coverage else "the file's pairs"
+        own = Variant("main", label, True, world, study.arms)
+        if len(coverage) < 2 or not study.coverage_rows:
+            return [own]
+        first = coverage[:1]
+        less = world.model_copy(update={"coverage": first})
+        return [own, Variant(f"{first[0]}-only", f"pairs of {first[0]} alone", False, less, _of(study, COVERAGE_ARMS))]
     own = Variant("shifted" if shift > 0 else "no-shift", f"world.shift={shift:g}", True, world, study.arms)
     if shift == 0 or not study.no_shift:
         return [own]
     calm = world.model_copy(update={"shift": 0.0})
-    arms = tuple(arm for arm in study.arms if arm in NO_SHIFT_ARMS)
-    return [own, Variant("no-shift", "world.shift=0: pairs sampled from the SFT model itself", False, calm, arms)]
+    label = "world.shift=0: pairs sampled from the SFT model itself"
+    return [own, Variant("no-shift", label, False, calm, _of(study, NO_SHIFT_ARMS))]
 
 
-def nodes_of_study(sections: Mapping[str, Any], *, learned_gold: bool, signatures: bool) -> list[Node]:
+def _of(study: Study, arms: Sequence[str]) -> tuple[str, ...]:
+    return tuple(arm for arm in study.arms if arm in arms)
+
+
+def nodes_of_study(design: Design) -> list[Node]:
     """All nodes of a study, each after the nodes it needs."""
-    study: Study = sections["study"]
-    nodes: dict[str, Node] = {}
-    for seed in study.seeds:
-        for variant in variants(study, sections["world"]):
-            builder = _Builder(sections, variant, seed, learned_gold, signatures)
-            for node in builder.all():
-                nodes.setdefault(node.key, node)
-    return list(nodes.values())
+    study: Study = design.sections["study"]
+    worlds = variants(study, design.sections["world"])
+    builders = (_Builder(design, variant, worlds[0], seed) for seed in study.seeds for variant in worlds)
+    return _distinct(node for builder in builders for node in builder.all())
 
 
-def nodes_of_stage(sections: Mapping[str, Any], stage: str, seed: int, *, learned_gold: bool) -> list[Node]:
+def nodes_of_trials(design: Design, trials: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Node]:
+    """The nodes of tuning: each arm's trials (values of its section) on each tuning seed, measured on the selection
+    split alone. The key of a trial's selection is `trial_key`."""
+    study: Study = design.sections["study"]
+    primary = variants(study, design.sections["world"])[0]
+    nodes = []
+    for seed in study.tuning_seeds:
+        for arm, drawn in trials.items():
+            for number, values in enumerate(drawn):
+                changed = design.replaced({design.arms[arm].section: values})
+                nodes += _Builder(changed, primary, primary, seed, tag=f"#{number}").trial(arm)
+    return _distinct(nodes)
+
+
+def nodes_of_checkpoints(design: Design, given: Mapping[str, Sequence[str]], shared: Mapping[str, str]) -> list[Node]:
+    """The nodes that measure checkpoints trained elsewhere. `given` names for each arm the keys of its checkpoints, one
+    per training seed (`sft` first); `shared` the inputs that all of them have."""
+    primary = variants(design.sections["study"], design.sections["world"])[0]
+    count = max(map(len, given.values()))
+    nodes = []
+    for seed in range(count):
+        builder = _Builder(design, primary, primary, seed)
+        sft = given["sft"][min(seed, len(given["sft"]) - 1)]
+        for arm in given:
+            nodes += builder.checkpoint(arm, {**shared, "sft": sft})
+    return _distinct(nodes)
+
+
+def trial_key(design: Design, arm: str, number: int, seed: int) -> str:
+    """The key of the node that measures one trial at one tuning seed."""
+    primary = variants(design.sections["study"], design.sections["world"])[0]
+    return f"select-{arm}#{number}/{primary.name}/{seed}"
+
+
+def nodes_of_stage(design: Design, stage: str, seed: int) -> list[Node]:
     """The stage or arm of that name at one seed, after the stages before it."""
-    variant = variants(sections["study"], sections["world"])[0]
-    builder = _Builder(sections, variant, seed, learned_gold, True)
-    wanted = {node.key: node for node in builder.all_stages(ARMS_AND_STAGES)}
+    variant = variants(design.sections["study"], design.sections["world"])[0]
+    builder = _Builder(design, variant, variant, seed)
+    wanted = {node.key: node for node in builder.stages(arm for arm, made in design.arms.items() if made.page)}
     target = next(node for node in wanted.values() if node.arm == stage)
     keep: list[str] = []
 
@@ -112,117 +166,160 @@ def nodes_of_stage(sections: Mapping[str, Any], stage: str, seed: int, *, learne
     return [wanted[key] for key in keep]
 
 
-ARMS_AND_STAGES = ("sft", "reward", "sft-chosen", "dpo", "dpo-iter", "ppo", "dpo+ppo", "rloo")
+def _distinct(nodes: Iterable[Node]) -> list[Node]:
+    """The first of each key, in order."""
+    found: dict[str, Node] = {}
+    for node in nodes:
+        found.setdefault(node.key, node)
+    return list(found.values())
 
 
 class _Builder:
-    """The nodes of one seed in one variant."""
+    """The nodes of one seed in one variant. What is tried out while tuning carries a `tag` in its key."""
 
-    def __init__(self, sections: Mapping[str, Any], variant: Variant, seed: int, learned_gold: bool, signatures: bool):
-        self.sections, self.variant, self.seed = sections, variant, seed
-        self.learned_gold, self.signatures = learned_gold, signatures
-        # SFT does not see the pairs, so the variants share it: its node is described with the primary world.
+    def __init__(self, design: Design, variant: Variant, primary: Variant, seed: int, tag: str = ""):
+        self.design, self.sections = design, design.sections
+        self.variant, self.primary, self.seed, self.tag = variant, primary, seed, tag
+        # SFT does not see the pairs, and no judge sees the learners' part of them: the variants share these nodes.
         self.sft = f"sft/{seed}"
         self.pairs, self.reward = self._key("pairs"), self._key("reward")
 
     def _key(self, name: str) -> str:
         return f"{name}/{self.variant.name}/{self.seed}"
 
-    def all(self) -> Iterable[Node]:
-        """Stages, arms, and the evaluation of each arm."""
-        yield from self.all_stages(self.variant.arms)
-        baseline = self._evaluation("sft", {})
-        yield baseline
-        for arm in self.variant.arms:
-            if arm != "sft":
-                yield self._evaluation(arm, {"baseline": baseline.key})
+    def _arm_key(self, name: str) -> str:
+        return self._key(name + self.tag)
 
-    def all_stages(self, arms: Iterable[str]) -> Iterable[Node]:
-        """Stages and arms without evaluations."""
+    def _primary_key(self, name: str) -> str:
+        return f"{name}/{self.primary.name}/{self.seed}"
+
+    def all(self) -> Iterable[Node]:
+        """Stages, arms, and the measuring of each arm."""
+        yield from self.stages(self.variant.arms)
+        for arm in ("sft", *(arm for arm in self.variant.arms if arm != "sft")):
+            yield self._selection(arm)
+            yield self._evaluation(arm)
+
+    def trial(self, arm: str) -> Iterable[Node]:
+        """One arm with the selection of its checkpoints, after the stages it needs."""
+        yield from self.stages((arm,))
+        yield self._selection("sft")
+        yield self._selection(arm)
+
+    def stages(self, arms: Iterable[str]) -> Iterable[Node]:
+        """Stages and arms, nothing measured."""
         sections = self.sections
-        yield self._node(self.sft, "sft", "sft", sections["sft"], {}, world=sections["world"])
-        yield self._node(self.pairs, "pairs", "pairs", None, {"sft": self.sft})
+        yield self._node(self.sft, "sft", "sft", sections["sft"], {}, world=self.primary.world)
+        yield self._pairs(self.primary)
+        yield self._pairs(self.variant)
         both = {"sft": self.sft, "pairs": self.pairs}
         yield self._node(self.reward, "reward", "reward", sections["reward"], both)
-        if self.learned_gold:
-            for part in ("selection", "gold"):
-                held = {"part": part, "held_out": 0.3 if part == "gold" else 0.1}
-                config = sections["reward"].model_copy(update=held)
-                yield self._node(self._key(f"judge-{part}"), "reward", f"judge-{part}", config, both)
-        if not self.signatures:
-            config = sections["sft"].model_copy(
-                update={
-                    "on": "sides",
-                    "epochs": 1.0,
-                    "learning_rate": sections["sft"].learning_rate / 4,
-                    "prompt_loss": False,
-                }
-            )
-            yield self._node(self._key("density"), "sft", "density", config, both)
+        if self.design.learned_gold:
+            yield from self._judges({"sft": self.sft, "pairs": self._primary_key("pairs")})
+        if not self.design.signatures:
+            yield self._density(both)
         for arm in arms:
             yield from self._arm(arm)
 
-    def _arm(self, arm: str) -> Iterable[Node]:
-        sections = self.sections
-        both = {"sft": self.sft, "pairs": self.pairs}
-        learned = {"sft": self.sft, "reward": self.reward}
-        charged = ("reward",)
-        if arm == "sft-chosen":
-            yield self._node(self._key(arm), "sft", arm, sections["sft_chosen"], both, share=1.0)
-        elif arm == "dpo":
-            yield self._node(self._key(arm), "dpo", arm, sections["dpo"], both, share=1.0)
-        elif arm == "dpo-iter":
-            config = self._fed("dpo_iter")
-            yield self._node(self._key(arm), "dpo-iter", arm, config, learned, share=1.0, charged=charged)
-        elif arm == "ppo":
-            config = self._fed("ppo")
-            yield self._node(self._key(arm), "ppo", arm, config, learned, share=1.0, charged=charged)
-        elif arm == "rloo":
-            config = self._fed("rloo")
-            yield self._node(self._key(arm), "rloo", arm, config, learned, share=1.0, charged=charged)
-        elif arm == "dpo+ppo":
-            twin = self._key("dpo") if "dpo" in self.variant.arms else ""
-            half = self._node(self._key("dpo-half"), "dpo", "dpo-half", sections["dpo"], both, share=0.5, twin=twin)
-            yield half
-            # PPO starts from the checkpoint that the selection judge picks, as a DPO model would be chosen by itself.
-            pick = self._evaluation("dpo-half", {}, twin=self._key("evaluate-dpo") if twin else "")
-            yield pick
-            config = self._fed("ppo")
-            yield self._node(
-                self._key(arm),
-                "ppo",
-                arm,
-                config,
-                {**learned, "start": half.key, "start_pick": pick.key},
-                share=0.5,
-                charged=charged,
-            )
+    def _pairs(self, variant: Variant) -> Node:
+        key = f"pairs/{variant.name}/{self.seed}"
+        return self._node(key, "pairs", "pairs", None, {"sft": self.sft}, world=variant.world)
 
-    def _fed(self, method: str) -> Any:
-        """A method's section with the study's feedback, unless it was given one of its own."""
-        config = self.sections[method]
-        own = "feedback" in config.model_fields_set
-        return config if own else config.model_copy(update={"feedback": self.sections["study"].feedback})
+    def _density(self, inputs: Mapping[str, str]) -> Node:
+        """A model fitted to both sides of the pairs, on which "outside the pairs" is measured."""
+        rate = self.sections["sft"].learning_rate / 4
+        update = {"on": "sides", "epochs": 1.0, "learning_rate": rate, "prompt_loss": False}
+        config = self.sections["sft"].model_copy(update=update)
+        return self._node(self._key("density"), "sft", "density", config, inputs)
 
-    def _evaluation(self, arm: str, more: Mapping[str, str], *, twin: str = "") -> Node:
-        trained = self.sft if PAGE_OF.get(arm, arm) is None else self._key(arm)
-        inputs = {"arm": trained, "sft": self.sft, "pairs": self.pairs, "reward": self.reward, **more}
-        if self.learned_gold:
-            inputs |= {"gold": self._key("judge-gold"), "selection": self._key("judge-selection")}
-        if not self.signatures:
+    def _judges(self, inputs: Mapping[str, str]) -> Iterable[Node]:
+        for part in ("selection", "gold"):
+            config = {"part": part, "held_out": 0.3 if part == "gold" else 0.1}
+            key = self._primary_key(f"judge-{part}")
+            yield self._node(key, "judge", f"judge-{part}", config, inputs, world=self.primary.world)
+
+    def _arm(self, name: str) -> Iterable[Node]:
+        arm = self.design.arms[name]
+        if not arm.page:
+            return
+        if name == "dpo+ppo":
+            yield from self._both(arm)
+            return
+        needed = {"sft": self.sft, arm.learns_from: self.reward if arm.learns_from == "reward" else self.pairs}
+        charged = ("reward",) if arm.learns_from == "reward" else ()
+        yield self._node(self._arm_key(name), arm.page, name, self._fed(arm), needed, share=1.0, charged=charged)
+
+    def _both(self, arm: Arm) -> Iterable[Node]:
+        twin = self._key("dpo") if "dpo" in self.variant.arms and not self.tag else ""
+        sides = {"sft": self.sft, "pairs": self.pairs}
+        half = self._node(self._key(_HALF), "dpo", _HALF, self.sections["dpo"], sides, share=0.5, twin=twin)
+        yield half
+        # PPO starts from the checkpoint that the selection judge picks, as a DPO model would be chosen by itself.
+        pick = self._selection(_HALF, twin=self._key("select-dpo") if twin else "")
+        yield from (self._selection("sft"), pick)
+        inputs = {"sft": self.sft, "reward": self.reward, "start": half.key, "start_pick": pick.key}
+        key = self._arm_key(arm.name)
+        yield self._node(key, arm.page, arm.name, self._fed(arm), inputs, share=0.5, charged=("reward",))
+
+    def _fed(self, arm: Arm) -> Any:
+        """The arm's section with the study's feedback, unless it was given one of its own."""
+        config = self.sections[arm.section]
+        if "feedback" not in type(config).model_fields or "feedback" in config.model_fields_set:
+            return config
+        return config.model_copy(update={"feedback": self.sections["study"].feedback})
+
+    def _measured(self, arm: str) -> dict[str, str]:
+        """What is needed to measure an arm."""
+        trained = arm == _HALF or self.design.arms[arm].page
+        tagged = self._key(_HALF) if arm == _HALF else self._arm_key(arm)
+        inputs = {"arm": tagged if trained else self.sft, "sft": self.sft, "pairs": self.pairs, "reward": self.reward}
+        if not self.design.signatures:
             inputs["density"] = self._key("density")
         if arm == "dpo+ppo":
-            inputs |= {"start": self._key("dpo-half"), "start_pick": self._key("evaluate-dpo-half")}
-        return self._node(
-            self._key(f"evaluate-{arm}"),
-            "evaluate",
-            arm,
-            self.sections["evaluate"],
-            inputs,
-            charged=_CHARGED[arm],
-            twin=twin,
-            evaluation=True,
-        )
+            inputs |= {"start": self._key(_HALF), "start_pick": self._key(f"select-{_HALF}")}
+        return inputs
+
+    def checkpoint(self, arm: str, given: Mapping[str, str]) -> Iterable[Node]:
+        """What measures a checkpoint that was trained elsewhere. `given` are the inputs that all checkpoints share:
+        `sft`, `gold` and `reward` models that were handed in, pairs."""
+        inputs = {"arm": given["sft"] if arm == "sft" else f"given-{arm}/{self.seed}", **given}
+        if self.design.learned_gold:
+            first = {"sft": given["sft"], "pairs": self.pairs}
+            yield self._node(self.pairs, "pairs", "pairs", None, {"sft": given["sft"]})
+            inputs["pairs"] = self.pairs
+            if "gold" not in given:
+                yield from self._judges(first)
+                inputs["gold"] = self._primary_key("judge-gold")
+            yield self._density(first)
+            inputs["density"] = self._key("density")
+        pick, found = self._key(f"select-{arm}"), self._key(f"evaluate-{arm}")
+        judged = inputs | ({"selection": inputs["gold"]} if "gold" in inputs else {})
+        yield self._node(pick, "select", f"select:{arm}", self.sections["select"], judged, method=arm)
+        more = {"picked": pick} | ({} if arm == "sft" else {"baseline": self._key("evaluate-sft")})
+        yield self._node(found, "evaluate", f"evaluate:{arm}", self.sections["evaluate"], inputs | more, method=arm)
+
+    def _selection(self, arm: str, *, twin: str = "") -> Node:
+        inputs, config = self._measured(arm), self.sections["select"]
+        if self.design.learned_gold:
+            inputs["selection"] = self._primary_key("judge-selection")
+        if arm == "best-of-n":
+            config = config.model_copy(update={"best_of": self.sections["evaluate"].best_of})
+        if arm != "sft":
+            inputs["baseline"] = self._key("select-sft")
+        key = self._key(f"select-{arm}") if arm in ("sft", _HALF) else self._arm_key(f"select-{arm}")
+        return self._node(key, "select", f"select:{arm}", config, inputs, method=arm, twin=twin)
+
+    def _evaluation(self, arm: str) -> Node:
+        inputs = self._measured(arm) | {"picked": self._key(f"select-{arm}")}
+        if self.design.learned_gold:
+            inputs["gold"] = self._primary_key("judge-gold")
+        if arm != "sft":
+            inputs["baseline"] = self._key("evaluate-sft")
+        # Labels come with the pairs, once; what `both` starts from is part of its cost.
+        charged = {"nothing": (), "pairs": ("pairs",), "reward": ("pairs", "reward")}
+        names = charged[self.design.arms[arm].learns_from] + (("start",) if arm == "dpo+ppo" else ())
+        key, config = self._key(f"evaluate-{arm}"), self.sections["evaluate"]
+        return self._node(key, "evaluate", f"evaluate:{arm}", config, inputs, method=arm, charged=names)
 
     def _node(
         self,
@@ -233,21 +330,21 @@ class _Builder:
         inputs: Mapping[str, str],
         *,
         world: Any = None,
+        method: str = "",
         share: float = 0.0,
         charged: tuple[str, ...] = (),
         twin: str = "",
-        evaluation: bool = False,
     ) -> Node:
-        name = f"evaluate:{arm}" if evaluation else arm
+        world = world or self.variant.world
         return Node(
             key,
             page,
-            page if not evaluation else arm,
-            name,
+            method or page,
+            arm,
             self.variant.name,
             self.seed,
             config,
-            world or self.variant.world,
+            world,
             inputs,
             share,
             charged,

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trueline import __version__
-from trueline.config import digest, to_plain
+from trueline.config import Section, digest, to_plain
 from trueline.data.chat import ChatTokenizer
 from trueline.errors import InputError, RunError
 from trueline.runs.cell import Cell, read_json, write_json
@@ -126,7 +126,7 @@ class Executor:
             "arm": node.arm,
             "seed": node.seed,
             "task": self.task.name,
-            "config": None if node.config is None else node.config.model_dump(mode="json"),
+            "config": to_plain({"config": node.config})["config"],
             "world": to_plain({"world": node.world})["world"],
             "data": to_plain({"data": self.sections["data"]})["data"],
             "base": self.base.name,
@@ -150,6 +150,10 @@ class Executor:
             if torch.cuda.is_available():
                 return 1
         return max(1, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+    def adopt(self, cells: Mapping[str, Path]) -> None:
+        """Take finished cells that were made elsewhere, by key."""
+        self.cells |= cells
 
     def run(self, nodes: Sequence[Node], *, named: str | None = None, share: float = 1.0) -> dict[str, Path]:
         """Run every node that has no finished cell; returns the cell of each.
@@ -234,9 +238,9 @@ class Executor:
 
     def _is_twin(self, node: Node, budget: float | None) -> bool:
         """Whether the twin's finished cell is this node's run: training that stayed within this budget, or the
-        evaluation of the same trained cell."""
+        selection of the same trained cell."""
         twin = self.cells[node.twin]
-        if node.page == "evaluate":
+        if node.page == "select":
             return read_json(twin / "config.json")["inputs"]["arm"] == self.cells[node.inputs["arm"]].name
         done = read_json(twin / "done.json")
         return budget is None or (not done["stopped_by_budget"] and done["flops"] <= budget)
@@ -337,5 +341,5 @@ def _run_job(job: Job) -> None:
         charged=node.charged,
         device=torch.device(device),
     )
-    config = node.config if node.config is not None else page(node.page).Config()
+    config = node.config if isinstance(node.config, Section) else page(node.page).Config(**(node.config or {}))
     page(node.page).train(config, stage)

@@ -42,6 +42,8 @@ class Manifest:
     versions: Mapping[str, str] = field(default_factory=dict)
     objectives: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, Any] = field(default_factory=dict)
+    tuning: Mapping[str, Any] = field(default_factory=dict)
+    judges: tuple[Any, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,11 @@ class Study:
     def primary(self) -> Variant:
         return next(v for v in self.variants if v.primary)
 
+    @property
+    def costs_known(self) -> bool:
+        """Whether the arms were trained here; what a checkpoint from elsewhere cost is not known."""
+        return self.manifest.budget.get("rule") != "unknown"
+
     @cached_property
     def gold_sd(self) -> float | None:
         """Standard deviation of single SFT responses' gold scores, within seeds; the unit of a relative margin."""
@@ -204,7 +211,7 @@ def load(directory: Path) -> Study:
 
 def _manifest(raw: Mapping[str, Any], path: Path) -> Manifest:
     fields = {name: raw[name] for name in Manifest.__dataclass_fields__ if name in raw}
-    for name in ("seeds", "arms", "threats"):
+    for name in ("seeds", "arms", "threats", "judges"):
         if isinstance(fields.get(name), list):
             fields[name] = tuple(fields[name])
     try:

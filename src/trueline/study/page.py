@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from trueline.study.comparisons import CANDIDATES, Comparison, arm_interval, compare, controlled
+from trueline.study.comparisons import CANDIDATES, Comparison, arm_interval, compare, controlled, over_prompts
 from trueline.study.diagnostics import Flag, collapse_marks, diagnose
+from trueline.study.judges import judge_rows
 from trueline.study.matrix import ArmRuns, Study, Variant
 from trueline.study.plots import MARKS, figures, slug
 from trueline.study.statistics import Interval
+from trueline.study.trials import trial_table
 from trueline.study.verdict import CANNOT_TELL, NO_DIFFERENCE, Verdict, display
 
 __all__ = ["render", "si", "visible"]
@@ -118,11 +120,15 @@ def _context(study: Study, verdict: Verdict) -> dict[str, Any]:
         "others": _other_keys(primary, metric),
         "declared": [row for row in rows if row.family == "declared"],
         "exploratory": [row for row in rows if row.family != "declared"],
+        "over_prompts": over_prompts(study, primary),
+        "costs_known": study.costs_known,
         "controlled": _controlled(rows, controlled(study, primary)),
         "samples": _samples(primary),
         "growing": _growing(primary),
         "flags": _by_name(diagnose(study)),
         "behaviour": _behaviour(primary),
+        "tuning": trial_table(study.manifest.tuning),
+        "judges": judge_rows(study.manifest.judges),
         "split": metric.split("/")[0],
         "strip_width": STRIP,
         "prompts_shown": PROMPTS_SHOWN,

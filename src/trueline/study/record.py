@@ -14,7 +14,16 @@ from trueline.errors import InputError
 from trueline.runs.cell import read_json, write_json
 from trueline.study.design import Node, Variant
 
-__all__ = ["claim", "complete", "identity_of"]
+__all__ = [
+    "chosen_settings",
+    "claim",
+    "complete",
+    "identity_of",
+    "manifest_of",
+    "manifest_of_checkpoints",
+    "stage_index",
+    "versions",
+]
 
 SCHEMA = 1
 
@@ -60,7 +69,6 @@ def complete(directory: Path, manifest: Mapping[str, Any], nodes: Sequence[Node]
     """Write the full manifest and the index of cells."""
     rows = []
     for node in nodes:
-        evaluation = node.arm.startswith("evaluate:") and node.arm != "evaluate:dpo-half"
         rows.append(
             {
                 "arm": node.arm,
@@ -70,13 +78,28 @@ def complete(directory: Path, manifest: Mapping[str, Any], nodes: Sequence[Node]
                 "method": node.page,
             }
         )
-        if evaluation:
-            rows[-1]["arm"] = node.arm.removeprefix("evaluate:")
+        if node.page == "evaluate":
+            rows[-1]["arm"] = node.measures
             rows[-1]["trained"] = cells[node.inputs["arm"]].name
         else:
             rows[-1]["arm"] = f"stage:{node.arm}"
     write_json(directory / "index.json", {"cells": rows})
     write_json(directory / "manifest.json", manifest)
+
+
+def chosen_settings(path: Path, task: str, tuning: Mapping[str, Any], command: str) -> None:
+    """What tuning chose as a config file of its own, so that a later run needs no trials."""
+    lines = [f"# Chosen by: {command}", f"task: {task}"]
+    for row in tuning["arms"]:
+        settings = row["trials"][row["chosen"]]["settings"]
+        lines.append(f"{row['section']}: {{{', '.join(f'{key}: {_yaml(value)}' for key, value in settings.items())}}}")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _yaml(value: float) -> str:
+    """YAML 1.1 reads 1e-05 as a word: the mantissa needs its point."""
+    text = f"{value!r}"
+    return text.replace("e", ".0e") if "e" in text and "." not in text else text
 
 
 def stage_index(directory: Path, nodes: Sequence[Node], cells: Mapping[str, Path]) -> None:
@@ -108,7 +131,7 @@ def manifest_of(
     by_arm = {
         node.arm: node
         for node in nodes
-        if (node.page != "evaluate" and node.variant == variants[0].name) or node.arm == "sft"
+        if (not node.measures and node.variant == variants[0].name) or node.arm == "sft"
     }
     parameters = _parameters(cells, nodes)
     gold = {"kind": "learned" if task.learned_gold else "embedded", "accuracy": None, "accuracy_ci95": None}
@@ -120,16 +143,11 @@ def manifest_of(
     base = (
         "a model given by its folder" if model.path else f"a {parameters / 1e6:.2f}M-parameter model made from nothing"
     )
-    where = (
-        "the embedded dialogue world"
-        if task.name == "dialogue"
-        else f"the comparisons of {Path(str(_first(sections['data'].path))).name}"
-    )
     return {
         "schema": SCHEMA,
         "identity": identity,
         "task": task.name,
-        "world": f"{where}, {base}, {count:,} pairs, {variants[0].label}",
+        "world": f"{_place(task, sections)}, {base}, {count:,} pairs, {variants[0].label}",
         "model": {"parameters": parameters, "size": model.size, "path": model.path},
         "seeds": list(study.seeds),
         "arms": list(study.arms),
@@ -141,15 +159,83 @@ def manifest_of(
         "command": command,
         "own_data_command": "trueline study pairs data.path=YOUR.jsonl",
         "threats": task.threats(),
-        "settings": {arm: n.config.model_dump(mode="json") for arm, n in by_arm.items() if n.config is not None},
-        "fingerprints": {node.key: cells[node.key].name for node in nodes if node.page != "evaluate"},
+        "settings": {arm: to_plain({"c": n.config})["c"] for arm, n in by_arm.items() if n.config is not None},
+        "fingerprints": {node.key: cells[node.key].name for node in nodes if not node.measures},
         "versions": versions(),
         "objectives": {
             arm: (cells[n.key] / "objective.txt").read_text(encoding="utf-8").strip() for arm, n in by_arm.items()
         },
         "data": dict(task.describe()),
         "sections": to_plain(sections),
+        "judges": _judges(nodes, cells),
     }
+
+
+def _judges(nodes: Sequence[Node], cells: Mapping[str, Path]) -> list[list[Any]]:
+    """What each learned judge says of itself, by a label for the reader."""
+    found = {}
+    for node in nodes:
+        if node.arm == "reward" or node.arm.startswith("judge-"):
+            name = "reward model" if node.arm == "reward" else f"{node.arm.removeprefix('judge-')} judge"
+            where = f"{name}, {node.variant}" if node.arm == "reward" else name
+            found.setdefault(cells[node.key], [f"{where}, seed {node.seed}", read_json(cells[node.key] / "done.json")])
+    return list(found.values())
+
+
+def manifest_of_checkpoints(
+    task: Any,
+    sections: Mapping[str, Any],
+    identity: str,
+    command: str,
+    folders: Mapping[str, Sequence[Path]],
+    nodes: Sequence[Node],
+    cells: Mapping[str, Path],
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """As `manifest_of`, of checkpoints that were trained elsewhere: what they cost is not known."""
+    arms = list(dict.fromkeys(node.measures for node in nodes if node.page == "evaluate"))
+    seeds = sorted({node.seed for node in nodes})
+    judge = next((node for node in nodes if node.arm == "judge-gold"), None)
+    gold = {"kind": "learned" if task.learned_gold else "embedded", "accuracy": None, "accuracy_ci95": None}
+    if "judge" in folders:
+        gold["kind"] = "learned"
+    elif judge is not None:
+        gold |= _accuracy(cells[judge.key])
+    threats = [
+        "How these checkpoints were trained, tuned and selected is not known here: a difference between two of them is "
+        "one between two models, not between two methods.",
+        *([] if len(seeds) > 1 else ["There is one checkpoint of each arm: intervals are over prompts alone."]),
+        *notes,
+        *task.threats(),
+    ]
+    variant = nodes[0].variant
+    return {
+        "schema": SCHEMA,
+        "identity": identity,
+        "task": task.name,
+        "world": f"{_place(task, sections)}, checkpoints trained elsewhere",
+        "model": {"path": sections["model"].path},
+        "seeds": seeds,
+        "arms": arms,
+        "variants": [{"name": variant, "label": "checkpoints as given", "primary": True, "arms": arms}],
+        "metric": "test/sampled/gold",
+        "margin": sections["study"].margin,
+        "gold": gold,
+        "budget": {"rule": "unknown"},
+        "command": command,
+        "own_data_command": "trueline evaluate pairs data.path=YOUR.jsonl sft=FOLDER dpo=FOLDER ppo=FOLDER",
+        "threats": threats,
+        "versions": versions(),
+        "data": {name: ", ".join(map(str, given)) for name, given in folders.items()},
+        "sections": to_plain(sections),
+        "judges": _judges(nodes, cells),
+    }
+
+
+def _place(task: Any, sections: Mapping[str, Any]) -> str:
+    if task.name == "dialogue":
+        return "the embedded dialogue world"
+    return f"the comparisons of {Path(str(_first(sections['data'].path))).name}"
 
 
 def _first(path: Any) -> str:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from trueline.study.comparisons import Comparison, arm_interval, compare, controlled
+from trueline.study.comparisons import Comparison, arm_interval, compare, controlled, over_prompts
 from trueline.study.diagnostics import collapse_marks, diagnose
+from trueline.study.judges import judge_rows
 from trueline.study.matrix import SCHEMA, ArmRuns, Study, Variant, load
 from trueline.study.page import render
 from trueline.study.verdict import Verdict, judge
@@ -49,8 +50,11 @@ def summarize(study: Study, verdict: Verdict) -> dict[str, Any]:
         "comparisons": primary["comparisons"],
         "verdict": {k: judged[k] for k in ("answer", "best", "cheapest", "metric", "margin", "text")},
         "variants": variants,
+        "over_prompts": [_comparison(row) for row in over_prompts(study, study.primary)],
         "diagnostics": [asdict(flag) for flag in diagnose(study)],
         "threats": list(manifest.threats),
+        "tuning": dict(manifest.tuning),
+        "judges": [asdict(row) for row in judge_rows(manifest.judges)],
         "command": manifest.command,
         "own_data_command": manifest.own_data_command,
     }

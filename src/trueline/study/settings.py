@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from typing import Any, Literal
 
@@ -55,12 +55,14 @@ class Train(Section):
 class Study(Section):
     """`study.*`"""
 
-    arms: tuple[Literal[ARMS], ...] = Field(ARMS, min_length=1, description="what is compared")
+    arms: tuple[str, ...] = Field(ARMS, min_length=1, description="what is compared")
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="training seeds")
-    trials: Literal[0] = Field(0, description="tuning trials per arm; 0: the shipped settings")
+    trials: int = Field(0, ge=0, le=200, description="tuning trials per arm; 0: the settings as they are")
+    tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1, description="seeds of tuning, none of study.seeds")
     budget: float = Field(0.0, ge=0, description="FLOP cap of each trained arm; 0: no cap")
     feedback: Literal["learned", "gold"] = Field("learned", description="who scores and labels the arms' own samples")
     no_shift: bool = Field(True, description="add the rows without distribution shift (worlds that have the dial)")
+    coverage_rows: bool = Field(True, description="add the rows with pairs of one subset alone (files that have two)")
     margin: float = Field(0.1, gt=0, description="differences below this are none: standard deviations of SFT's gold")
 
 
@@ -72,11 +74,19 @@ def shipped(task: str, size: str, *, quick: bool, given_model: bool) -> dict[str
     names = ["given"] if given_model else [task, f"{task}-{size}"]
     merged: dict[str, dict[str, Any]] = {}
     for name in [*names, *([f"{task}-quick"] if quick else [])]:
-        file = resources.files("trueline") / "shipped" / f"{name}.yaml"
-        if file.is_file():
-            for section, values in yaml.safe_load(file.read_text(encoding="utf-8")).items():
-                merged.setdefault(section, {}).update(values)
+        for section, values in _layers(name):
+            merged.setdefault(section, {}).update(values)
     return merged
+
+
+def _layers(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The sections of a shipped file, those of the file that it extends first; none where there is no such file."""
+    file = resources.files("trueline") / "shipped" / f"{name}.yaml"
+    if file.is_file():
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if "extends" in content:
+            yield from _layers(content.pop("extends"))
+        yield from content.items()
 
 
 def with_shipped(sections: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ __all__ = [
     "length_controlled_difference",
     "paired_interval",
     "pass_at_k",
+    "prompt_interval",
     "sample_means",
     "seed_interval",
     "seeds_needed",
@@ -148,6 +149,24 @@ def paired_interval(differences: ArrayLike, level: float = 0.95) -> Interval:
     by_seed = _t_interval(float(c.mean), sqrt(c.seed_variance), c.seed_df, level)
     wider = max(crossed, by_seed, key=lambda interval: interval.high - interval.low)
     return replace(wider, p=max(crossed.p, by_seed.p))
+
+
+def prompt_interval(values: Array) -> Interval:
+    """t interval over prompts alone of `[seed, prompt]`: how sure a difference between these very checkpoints is.
+
+    It says nothing about training again: for that `paired_interval` needs seeds.
+    """
+    from scipy.special import stdtr, stdtrit
+
+    means = np.asarray(values, dtype=np.float64).mean(axis=0)
+    n, mean = len(means), float(means.mean())
+    if n < 2:
+        return Interval(mean, -inf, inf, inf, 0.0, 1.0)
+    se, df = float(means.std(ddof=1) / sqrt(n)), float(n - 1)
+    if se == 0:
+        return Interval(mean, mean, mean, 0.0, df, 1.0 if mean == 0 else 0.0)
+    half = float(stdtrit(df, 0.975)) * se
+    return Interval(mean, mean - half, mean + half, se, df, float(2 * stdtr(df, -abs(mean) / se)))
 
 
 def seed_interval(values: Sequence[float], level: float = 0.95) -> Interval:

@@ -24,6 +24,12 @@ NAMES = {
     "ppo": "PPO",
     "dpo+ppo": "DPO+PPO",
     "rloo": "RLOO",
+    "cdpo": "cDPO",
+    "ipo": "IPO",
+    "dpo-positive": "DPO-positive",
+    "ln-dpo": "length-normalised DPO",
+    "simpo": "SimPO",
+    "kto": "KTO",
 }
 
 
@@ -71,7 +77,7 @@ def judge(study: Study) -> Verdict:
     case = _gather(study)
     best = _best_set(case)
     answer, reason = _decide(case, best)
-    cheapest = min(best, key=lambda arm: case.arms[arm].charged("flops"), default=None)
+    cheapest = _cheapest(case, best) if best and study.costs_known else None
     lead = _lead(case)
     sentences = [lead, _second(answer, reason, best, cheapest), "; ".join(_notes(case)), _scope(case)]
     text = " ".join(_sentence(s) for s in sentences if s)
@@ -117,8 +123,15 @@ def _decide(case: _Case, best: tuple[str, ...]) -> tuple[str, str]:
         return best[0], ""
     lead = find(case.rows, *LEAD)
     if lead is not None and lead.separated and len(best) < len(case.arms):
-        return min(best, key=lambda arm: case.arms[arm].charged("flops")), ""
+        return _cheapest(case, best), ""
     return CANNOT_TELL, _what_it_takes(case, best)
+
+
+def _cheapest(case: _Case, arms: tuple[str, ...]) -> str:
+    """By charged FLOPs; the highest where costs are not known."""
+    if not case.study.costs_known:
+        return max(arms, key=case.means.__getitem__)
+    return min(arms, key=lambda arm: case.arms[arm].charged("flops"))
 
 
 def _what_it_takes(case: _Case, best: tuple[str, ...]) -> str:
@@ -159,10 +172,11 @@ def _second(answer: str, reason: str, best: tuple[str, ...], cheapest: str | Non
     if answer == CANNOT_TELL:
         return f"This study cannot tell which is best: {reason}"
     if answer == NO_DIFFERENCE:
-        return f"{_listed(best)} lie within the margin of one another; {display(cheapest)} is the cheapest"
+        price = f"{display(cheapest)} is the cheapest" if cheapest else "what they cost is not known here"
+        return f"{_listed(best)} lie within the margin of one another; {price}"
     if len(best) == 1:
         return f"{display(answer)} is the best arm"
-    of_them = f"{display(answer)} is the cheapest of them"
+    of_them = f"{display(answer)} is the {'cheapest' if cheapest else 'highest'} of them"
     return f"The best arms, not separated from the highest, are {_listed(best)}; {of_them}"
 
 
@@ -174,8 +188,8 @@ def _notes(case: _Case) -> Iterator[str]:
             yield f"{display(name)} ended below SFT in {sum(marks)} of {len(marks)} seeds (collapsed)"
     if case.arms and "sft" in ran:
         yield from _beside_sft(case)
-    for name in ("best-of-n", "sft-chosen", "rloo"):
-        if name in ran and case.arms:
+    for name in ran if case.arms else ():
+        if name not in case.arms and name != "sft":
             yield from _beaten_by(case, name)
 
 

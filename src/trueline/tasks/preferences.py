@@ -1,4 +1,4 @@
-"""Tasks on real comparisons from files: `hh-rlhf` and `pairs`.
+"""Tasks on real comparisons from files: `pairs`, and what `hh-rlhf` (a file of its own) shares with it.
 
 No judge is embedded: gold is learned on a split of its own. Conversations are split by their first user turn into
 training, selection and gold, so that the same dialogue cut at another turn never leaks. A tenth of the gold split's
@@ -7,7 +7,10 @@ pairs measures the gold model's accuracy and lends the test prompts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -27,15 +30,20 @@ _TEST_SHARE = 0.3
 They measure its accuracy and give the test prompts.
 """
 _LEAST = 60
+_ELSEWHERE = 400
+"""At most so many pairs of kinds that were left out: enough to know an accuracy to 0.05."""
 
 
 class Preferences:
-    """Comparisons from files; the members are those of `tasks.task.Task`."""
+    """Comparisons from files; the members are those of `tasks.task.Task`.
+
+    `kind_of` gives a prompt's kind from the place of its row. `kinds` are those that occur, sorted.
+    """
 
     learned_gold = True
     eval_splits: tuple[str, ...] = ()
 
-    def __init__(self, name: str, data: Any, formats: str) -> None:
+    def __init__(self, name: str, data: Any, formats: str, kind_of: Callable[[str], str] | None = None) -> None:
         self.name = name
         self.description = f"real comparisons from {data.path}"
         self.strict_prompts = data.long_prompts == "error" or (data.long_prompts == "auto" and name != "hh-rlhf")
@@ -53,7 +61,11 @@ class Preferences:
             limit=data.limit or None,
         )
         self.check = loaded.check
-        parts = partition(loaded.pairs, _FRACTIONS, salt="trueline")
+        pairs = [_of_kind(p, kind_of(p.prompt.meta["where"])) for p in loaded.pairs] if kind_of else loaded.pairs
+        self._coverage: tuple[str, ...] | None = None
+        self._counts = Counter(p.prompt.kind for p in pairs)
+        self.kinds = tuple(sorted(self._counts))
+        parts = partition(pairs, _FRACTIONS, salt="trueline")
         self._parts = {
             key: _shuffled(key, [p for p in parts.get(key, []) if p.chosen != p.rejected]) for key in _FRACTIONS
         }
@@ -66,6 +78,18 @@ class Preferences:
                 field="rows",
                 remedy=f"a study needs at least {_LEAST}: a judge of its own is trained on part of them",
             )
+
+    def restricted(self, kinds: Sequence[str]) -> Preferences:
+        """The same task whose learners get the comparisons and prompts of these kinds alone.
+
+        What SFT imitates, the judges' splits and all test prompts stay as they are.
+        """
+        task = copy.copy(self)
+        task._coverage = tuple(kinds)
+        return task
+
+    def _covers(self, prompt: Prompt) -> bool:
+        return self._coverage is None or prompt.kind in self._coverage
 
     @cached_property
     def _test_pairs(self) -> list[Pair]:
@@ -81,6 +105,8 @@ class Preferences:
     def prompts(self, split: str) -> list[Prompt]:
         source = {"train": "training", "selection": "selection"}.get(split)
         pairs = self._test_pairs if source is None else self._parts[source]
+        if split == "train":
+            pairs = [p for p in pairs if self._covers(p.prompt)]
         unique = list({p.prompt.id: p.prompt for p in pairs}.values())
         order = generator(0, f"preferences/{split}").permutation(len(unique))
         return [unique[i] for i in order]
@@ -96,7 +122,10 @@ class Preferences:
 
     def pairs(self, seed: int, sample: Sampler) -> PairSources:
         order = generator(seed, "preferences/pairs").permutation(len(self._parts["training"]))
-        return PairSources([self._parts["training"][i] for i in order], self._parts["selection"], self._parts["gold"])
+        pairs = [self._parts["training"][i] for i in order]
+        covered = [p for p in pairs if self._covers(p.prompt)]
+        left_out = [p for p in pairs if not self._covers(p.prompt)][:_ELSEWHERE]
+        return PairSources(covered, self._parts["selection"], self._parts["gold"], left_out)
 
     def judge(self, prompt: Prompt, response: str) -> Judgement:
         raise InputError(
@@ -114,21 +143,27 @@ class Preferences:
 
     def threats(self) -> list[str]:
         return [
-            "Gold is itself a learned model: trained on a split that no arm sees, but of the same family and size as "
-            "the reward model, so it can share its errors. "
-            "Its accuracy on held-out comparisons bounds what may be claimed.",
+            "Gold is itself a learned model, trained on a split that no arm sees: linear in how the text reads and in "
+            "its words, so of another family than the reward model, but far from a human's judgement. "
+            "Its accuracy on held-out comparisons bounds what may be claimed, and much of it goes with length: "
+            "read its accuracy on sides of equal length beside it.",
             "Without model.path the policy is small and was trained from nothing on this file's own dialogues.",
             "Checkpoints are selected with a judge learned on the selection split alone.",
         ]
 
     def describe(self) -> Mapping[str, object]:
         counts = {key: len(pairs) for key, pairs in self._parts.items()} | {"test_prompts": len(self.prompts("test"))}
-        return {
+        kinds = {"subsets": {kind or "unknown": self._counts[kind] for kind in self.kinds}} if any(self.kinds) else {}
+        return kinds | {
             "pairs": counts,
             "format": self.check.format,
             "rows": self.check.rows,
             "quirks": dict(self.check.counts),
         }
+
+
+def _of_kind(pair: Pair, kind: str) -> Pair:
+    return replace(pair, prompt=replace(pair.prompt, kind=kind))
 
 
 def _shuffled(part: str, pairs: list[Pair]) -> list[Pair]:
@@ -145,7 +180,4 @@ def _earlier_turns(prompt: Prompt) -> Sequence[Demonstration]:
     return out
 
 
-TASKS = {
-    "hh-rlhf": lambda sections: Preferences("hh-rlhf", sections["data"], "hh-rlhf"),
-    "pairs": lambda sections: Preferences("pairs", sections["data"], "auto"),
-}
+TASKS = {"pairs": lambda sections: Preferences("pairs", sections["data"], "auto")}

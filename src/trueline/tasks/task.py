@@ -16,11 +16,16 @@ Sampler = Callable[[Sequence[Prompt], int, str], list[list[str]]]
 
 @dataclass(frozen=True)
 class PairSources:
-    """The comparisons of one seed: `training` for every learner, `selection` and `gold` where judges are learned."""
+    """The comparisons of one seed: `training` for every learner, `selection` and `gold` where judges are learned.
+
+    `elsewhere` are of a kind that no learner is given: what the reward model's accuracy out of distribution is
+    measured on.
+    """
 
     training: list[Pair]
     selection: list[Pair] = field(default_factory=list)
     gold: list[Pair] = field(default_factory=list)
+    elsewhere: list[Pair] = field(default_factory=list)
 
 
 class Task(Protocol):

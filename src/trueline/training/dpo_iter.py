@@ -6,6 +6,8 @@ with 1 it is online DPO (Guo et al. 2024, arXiv 2402.04792; Lanchantin et al. 20
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -16,13 +18,18 @@ from trueline.data.batches import Tokenized
 from trueline.models.fingerprints import fingerprint
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.seeds import permutation, uniforms
-from trueline.training.dpo import PairItem, pair_step, reference_logprobs, start_gate
+from trueline.training.dpo import pair_loss
 from trueline.training.feedback import reward_source
 from trueline.training.policies import load_policy, save_policy
+from trueline.training.preference import PairItem, pair_step, reference_logprobs, start_gate
 from trueline.training.stage import Stage
 from trueline.training.step import make_optimizer
 
-__all__ = ["Config", "train"]
+__all__ = ["LEARNS_FROM", "SEARCH", "Config", "train"]
+
+LEARNS_FROM = "reward"
+# Log ranges of a random search at 1 to 8 billion parameters.
+SEARCH: Mapping[str, tuple[float, float]] = {"learning_rate": (1e-7, 1e-5), "beta": (0.03, 0.5)}
 
 
 class Config(Section):
@@ -103,9 +110,10 @@ def train(config: Config, stage: Stage) -> None:
             break
         picked = _rows(config, stage, number, within, len(current.items))
         gate = within == 0 and fingerprint(policy) == fingerprint(reference)
-        metrics = pair_step(config, stage, policy, optimizer, [current.items[i] for i in picked], config.learning_rate)
+        batch, loss = [current.items[i] for i in picked], pair_loss(config.beta)
+        metrics = pair_step(config, stage, policy, optimizer, batch, config.learning_rate, loss, name="loss/dpo")
         if gate:
-            start_gate(metrics)
+            start_gate(metrics, "loss/dpo", math.log(2))
         metrics |= {"round": number, "label_margin": current.margin, "pairs": len(current.items)}
         stage.end_step(step, total, metrics, policy)
         step += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from trueline.config import Section
@@ -13,7 +14,11 @@ from trueline.training.policies import load_policy
 from trueline.training.stage import Stage
 from trueline.types import Message, Pair, Prompt
 
-__all__ = ["Config", "read_pairs", "train"]
+__all__ = ["Config", "read_pairs", "train", "write_pairs"]
+
+_PARTS = tuple(part.name for part in fields(PairSources))
+
+SECTION = False  # nothing for a user to set
 
 
 class Config(Section):
@@ -41,16 +46,18 @@ def train(config: Config, stage: Stage) -> None:
 
     sources = stage.task.pairs(stage.seed, sample)
     stage.meter.labels += len(sources.training)
-    rows = []
-    for part in ("training", "selection", "gold"):
-        rows += [_row(part, pair) for pair in getattr(sources, part)]
-    write_jsonl(stage.cell / "pairs.jsonl", rows)
+    write_pairs(stage.cell.directory, sources)
     stage.finish(pairs=len(sources.training))
+
+
+def write_pairs(cell: Path, sources: PairSources) -> None:
+    """`pairs.jsonl`, every part of it."""
+    write_jsonl(cell / "pairs.jsonl", [_row(part, pair) for part in _PARTS for pair in getattr(sources, part)])
 
 
 def read_pairs(cell: Path) -> PairSources:
     """The pairs that the stage in `cell` wrote."""
-    parts: dict[str, list[Pair]] = {"training": [], "selection": [], "gold": []}
+    parts: dict[str, list[Pair]] = {part: [] for part in _PARTS}
     for row in read_jsonl(cell / "pairs.jsonl"):
         messages = tuple(Message(m["role"], m["content"]) for m in row["prompt"])
         prompt = Prompt(messages, row["kind"], row["meta"])

@@ -42,12 +42,12 @@ def load_policy(stage: Stage, name: str) -> Decoder:
 
 
 def load_start(stage: Stage) -> Decoder:
-    """What a method starts from: SFT, or the input `start` at the checkpoint that `start_pick`'s evaluation chose."""
+    """What a method starts from: SFT, or the input `start` at the checkpoint that the selection `start_pick` chose."""
     if "start" not in stage.inputs:
         return load_policy(stage, "sft")
     policy = load_policy(stage, "start")
     if "start_pick" in stage.inputs:
-        step = read_json(stage.inputs["start_pick"] / "evaluation.json")["picks"]["selected"]
+        step = read_json(stage.inputs["start_pick"] / "selection.json")["picks"]["selected"]
         if step:
             policy.load_state_dict(checkpoint.read_policy(stage.inputs["start"] / "checkpoints", step))
     return policy
@@ -61,7 +61,9 @@ def load_reward_model(stage: Stage, name: str = "reward") -> tuple[ScalarModel, 
 
 def save_policy(stage: Stage, policy: Decoder) -> None:
     """`model/`: a Hugging Face causal language model with its tokenizer."""
-    save_model(policy, stage.cell / "model")
+    ends = stage.tokenizer.end_ids  # what the policy was trained to end with, whatever its start's folder named
+    stops = {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
+    save_model(policy, stage.cell / "model", generation=stops)
     stage.tokenizer.save(stage.cell / "model")
 
 

@@ -88,7 +88,7 @@ def update_policy(
             sums["policy/ratio"] += float(masked_sum((held - old).exp(), mask)) / count
         if settings.entropy_coef > 0:
             bonus = masked_sum(entropies, mask) / count
-            sums["policy/entropy"] += float(bonus)
+            sums["policy/entropy"] += float(bonus.detach())
             loss = loss - settings.entropy_coef * bonus
         return loss
 

@@ -6,10 +6,11 @@ batch, and a reference that follows the policy as an exponential moving average.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from trueline.algorithms.advantages import gae, shape_rewards
@@ -30,7 +31,11 @@ from trueline.training.policy_gradient import UpdateSettings, groups_of, mean_me
 from trueline.training.stage import Stage
 from trueline.training.step import learning_rate_at, make_optimizer, optimize
 
-__all__ = ["Config", "train"]
+__all__ = ["LEARNS_FROM", "SEARCH", "Config", "train"]
+
+LEARNS_FROM = "reward"
+# Log ranges of a random search at 1 to 8 billion parameters.
+SEARCH: Mapping[str, tuple[float, float]] = {"learning_rate": (1e-7, 3e-5), "kl_coef": (0.01, 0.3)}
 
 
 class Config(Section):
@@ -53,6 +58,7 @@ class Config(Section):
         json_schema_extra={"off": 0.0},
     )
     kl_target: float = Field(0.0, ge=0, description="sequence KL that an adaptive coefficient aims at; 0: fixed")
+    kl_horizon: float = Field(10000.0, gt=0, description="responses over which the adaptive coefficient moves")
     ema_eta: float = Field(
         0.001,
         ge=0,
@@ -75,6 +81,12 @@ class Config(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip of each network; 0 is off")
     reference: Literal["sft", "start"] = Field("sft", description="what the KL is taken to where the start is not SFT")
     feedback: Literal["learned", "gold"] = Field("learned", description="who scores; gold calls count as labels")
+
+    @model_validator(mode="after")
+    def _has_something_to_adapt(self) -> Config:
+        if self.kl_target and not self.kl_coef:
+            raise ValueError("kl_target multiplies kl_coef, which is 0 and stays 0: give it a start above 0")
+        return self
 
 
 def objective(config: Config) -> str:
@@ -104,7 +116,9 @@ def train(config: Config, stage: Stage) -> None:
     optimizer = make_optimizer(policy, config.learning_rate)
     critic_optimizer = make_optimizer(critic, config.critic_learning_rate)
     moments = RunningMoments()
-    controller = AdaptiveKL(config.kl_coef, config.kl_target, 10000.0) if config.kl_target else FixedKL(config.kl_coef)
+    controller = FixedKL(config.kl_coef)
+    if config.kl_target:
+        controller = AdaptiveKL(config.kl_coef, config.kl_target, config.kl_horizon)
     registry = {
         "policy": ModuleState(policy),
         "critic": ModuleState(critic),

@@ -13,14 +13,17 @@ from trueline.config import Section
 from trueline.data.batches import Tokenized, collate, micro_batches
 from trueline.models.heads import ScalarModel, last_values, scalar_from
 from trueline.rewards.learned import LearnedReward
+from trueline.rollout.engine import Rollout
 from trueline.runs.cell import write_json
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.seeds import uniforms
+from trueline.training.held_out import calibration, counts, length_controls
 from trueline.training.pairs import read_pairs
 from trueline.training.policies import load_policy, save_reward_model
 from trueline.training.sft import epoch_rows
 from trueline.training.stage import Stage, batch_on
 from trueline.training.step import Schedule, learning_rate_at, make_optimizer, optimize
+from trueline.types import Pair, Prompt
 
 __all__ = ["Config", "train"]
 
@@ -54,7 +57,8 @@ def objective(config: Config) -> str:
 def train(config: Config, stage: Stage) -> None:
     """Train on the pairs of `config.part` and save `reward_model/` with its calibration and held-out accuracy."""
     # 1. Pairs: the held-out ones are decided by position, which is random already.
-    pairs = getattr(read_pairs(stage.inputs["pairs"]), config.part)
+    sources = read_pairs(stage.inputs["pairs"])
+    pairs = getattr(sources, config.part)
     items = [(stage.tokenize(p.prompt, p.chosen), stage.tokenize(p.prompt, p.rejected)) for p in pairs]
     held = round(config.held_out * len(items))
     held_out, items = items[:held], items[held:]
@@ -73,11 +77,19 @@ def train(config: Config, stage: Stage) -> None:
         metrics = _step(config, stage, model, optimizer, batch, learning_rate)
         stage.end_step(step, total, metrics, None)
         step += 1
-    # 4. Calibration on SFT samples, accuracy on held-out pairs; what it leaves.
+    # 4. The scale of its scores on SFT samples; what it leaves.
     save_reward_model(stage, model)
     write_json(stage.cell / "reward_model" / "calibration.json", _calibrate(stage, policy, model))
-    accuracy = _accuracy(stage, model, held_out) if held_out else None
-    stage.finish(steps=step, held_out_accuracy=accuracy, held_out_pairs=len(held_out))
+    # 5. What it is worth: accuracy and calibration on held-out pairs, accuracy on pairs of another distribution.
+    facts = {"held_out_accuracy": None, "held_out_pairs": held, "trained_on": len(items), "accuracy": {}}
+    if held:
+        margins = _margins(stage, model, held_out)
+        stage.meter.forward(model.parameter_count, sum(len(c) + len(r) for c, r in held_out))
+        within = counts([p.prompt.kind for p in pairs[:held]], margins)
+        facts |= {"held_out_accuracy": within["all"]["right"] / held, "calibration": calibration(margins)}
+        facts["accuracy"] = {"in_distribution": within, **length_controls(pairs[:held], margins)}
+    facts["accuracy"] |= _out_of_distribution(config, stage, policy, model, sources.elsewhere)
+    stage.finish(steps=step, family="reward model", part=config.part, **facts)
 
 
 def _scores(model: ScalarModel, stage: Stage, items: list[Tokenized]) -> Tensor:
@@ -116,13 +128,43 @@ def _step(config: Config, stage: Stage, model: ScalarModel, optimizer, batch, le
 
 
 @torch.no_grad()
-def _accuracy(stage: Stage, model: ScalarModel, items: list[tuple[Tokenized, Tokenized]]) -> float:
-    lengths, right = [2 * max(len(c), len(r)) for c, r in items], 0.0
+def _margins(stage: Stage, model: ScalarModel, items: list[tuple[Tokenized, Tokenized]]) -> list[float]:
+    """r(first) - r(second) of each pair; not booked, for the caller knows whether it is part of the method."""
+    lengths, out = [2 * max(len(c), len(r)) for c, r in items], torch.zeros(len(items))
     for group in micro_batches(lengths, 2 * stage.limits.micro_tokens):
-        sides = [items[i][0] for i in group] + [items[i][1] for i in group]
-        right += float(pairwise_accuracy(*_scores(model, stage, sides).chunk(2)).sum())
-    stage.meter.forward(model.parameter_count, sum(len(c) + len(r) for c, r in items))
-    return right / len(items)
+        first, second = _scores(model, stage, [items[i][s] for s in (0, 1) for i in group]).chunk(2)
+        out[torch.from_numpy(group)] = (first - second).float().cpu()
+    return out.tolist()
+
+
+def _out_of_distribution(
+    config: Config, stage: Stage, policy, model: ScalarModel, elsewhere: list[Pair]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """`elsewhere`: pairs of kinds that were left out of training. `own_samples`, where a judge is embedded: two SFT
+    samples to each of some test prompts, ordered by gold, ties left out. Measurement alone: nothing of it is booked as
+    a cost of the method, and nothing is learned from it."""
+    found = {}
+    if config.part == "training" and elsewhere:
+        items = [(stage.tokenize(p.prompt, p.chosen), stage.tokenize(p.prompt, p.rejected)) for p in elsewhere]
+        found["elsewhere"] = counts([p.prompt.kind for p in elsewhere], _margins(stage, model, items))
+    if not stage.task.learned_gold:
+        prompts, rollout, texts = _two_samples(stage, policy)
+        gold = [stage.task.judge(p, t).score for p, t in zip(prompts, texts)]
+        scores = LearnedReward(model).scores(rollout.tokens, rollout.lengths).tolist()
+        rows = [i for i in range(0, len(gold), 2) if gold[i] != gold[i + 1]]
+        margins = [(scores[i] - scores[i + 1]) * (1 if gold[i] > gold[i + 1] else -1) for i in rows]
+        found["own_samples"] = counts([prompts[i].kind for i in rows], margins)
+    return found
+
+
+def _two_samples(stage: Stage, policy) -> tuple[list[Prompt], Rollout, list[str]]:
+    prompts = [p for p in stage.task.prompts("test")[: _CALIBRATION_SAMPLES // 2] for _ in range(2)]
+    limit = stage.limits.max_new_tokens
+    draws = uniforms(stage.seed, "reward/own-samples", 0, range(len(prompts)), limit)
+    rollout = stage.engine(policy).generate(
+        [stage.prompt_ids(p) for p in prompts], draws, max_new_tokens=limit, sampling=stage.sampling
+    )
+    return prompts, rollout, [stage.tokenizer.decode(response) for response in rollout.responses()]
 
 
 def _calibrate(stage: Stage, policy, model: ScalarModel) -> dict[str, float]:

@@ -5,6 +5,7 @@ REINFORCE with a leave-one-out baseline (RLOO), or the group's mean and spread (
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -22,7 +23,11 @@ from trueline.training.policy_gradient import UpdateSettings, mean_metrics, mini
 from trueline.training.stage import Stage
 from trueline.training.step import learning_rate_at, make_optimizer
 
-__all__ = ["Config", "train"]
+__all__ = ["LEARNS_FROM", "SEARCH", "Config", "train"]
+
+LEARNS_FROM = "reward"
+# Log ranges of a random search at 1 to 8 billion parameters.
+SEARCH: Mapping[str, tuple[float, float]] = {"learning_rate": (1e-7, 3e-5), "kl_coef": (0.01, 0.3)}
 
 
 class Config(Section):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -23,7 +23,10 @@ from trueline.training.policies import save_policy, start_policy
 from trueline.training.stage import Stage, batch_on
 from trueline.training.step import Schedule, learning_rate_at, make_optimizer, optimize
 
-__all__ = ["Config", "epoch_rows", "train"]
+__all__ = ["SEARCH", "Config", "epoch_rows", "train"]
+
+# Log ranges of a random search at 1 to 8 billion parameters.
+SEARCH: Mapping[str, tuple[float, float]] = {"learning_rate": (1e-7, 1e-4), "epochs": (0.5, 3.0)}
 
 
 class Config(Section):

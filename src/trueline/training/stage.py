@@ -128,7 +128,7 @@ class Stage:
 
     def engine(self, policy: Decoder) -> NativeEngine:
         """A rollout engine that samples from `policy`."""
-        engine = NativeEngine(pad_id=self.tokenizer.pad_id, end_id=self.tokenizer.end_id)
+        engine = NativeEngine(pad_id=self.tokenizer.pad_id, end_id=self.tokenizer.end_ids)
         engine.load_weights(policy, 0)
         return engine
 

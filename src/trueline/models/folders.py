@@ -1,0 +1,116 @@
+"""The files of a Hugging Face model folder: JSON objects and safetensors, and what to say of a folder without them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from trueline.errors import InputError
+
+__all__ = ["check_folder", "check_weights", "read_end_ids", "read_object", "read_tensors"]
+
+PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+MERGE = (
+    'merge it first: python -c "from peft import AutoPeftModelForCausalLM as M; '
+    "M.from_pretrained('{folder}').merge_and_unload().save_pretrained('{folder}-merged')\" "
+    "and copy the tokenizer's files there"
+)
+CONVERT = (
+    'pickled weights are never read; convert them where you trust them: python -c "from transformers import '
+    "AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\" "
+    "and copy the tokenizer's files there"
+)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `InputError` where `folder` holds no model of its own: absent, an adapter, a trainer's directory, empty."""
+    if not folder.is_dir():
+        raise InputError("no such folder", where=str(folder), remedy="give a Hugging Face model folder")
+    whole = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    if (folder / "adapter_config.json").is_file() and not whole:
+        base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
+        reason = f"a PEFT adapter of {base!r} without the model's own weights"
+        raise InputError(reason, where=str(folder), remedy=MERGE.format(folder=folder))
+    if not (folder / "config.json").is_file():
+        inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
+        remedy = (
+            f"give one of the folders in it: {', '.join(inner[-3:])}" if inner else "give a Hugging Face model folder"
+        )
+        raise InputError("no config.json in this folder", where=str(folder), remedy=remedy)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; an `InputError` where it is none."""
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise InputError(f"not JSON ({error})", where=str(path), remedy="copy or save the file again") from None
+    if not isinstance(value, dict):
+        raise InputError("not a JSON object", where=str(path), remedy="copy or save the file again")
+    return value
+
+
+def read_end_ids(folder: Path, config: dict[str, Any]) -> int | tuple[int, ...] | None:
+    """`eos_token_id` of `generation_config.json`, as in transformers, else that of the model's configuration."""
+    path = folder / "generation_config.json"
+    found = read_object(path).get("eos_token_id") if path.is_file() else None
+    found = config.get("eos_token_id") if found is None else found
+    if not isinstance(found, list):
+        return found
+    return tuple(found) if len(found) > 1 else next(iter(found), None)
+
+
+def check_weights(folder: Path) -> None:
+    """Raise `InputError` where a file of the weights is missing or damaged; no tensor is read."""
+    for name in _weight_files(folder):
+        with _opened(folder, name) as file:
+            file.keys()
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of the folder by its name, from `model.safetensors` or the shards that its index lists."""
+    tensors: dict[str, Tensor] = {}
+    for name in _weight_files(folder):
+        with _opened(folder, name) as file:
+            tensors.update((key, file.get_tensor(key)) for key in file.keys())
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    names = ["model.safetensors"]
+    if index.is_file():
+        weight_map = read_object(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError("missing", where=str(index), field="weight_map", remedy="save the model again")
+        names = sorted(set(map(str, weight_map.values())))
+    for name in names:
+        # A name, not a path: an index cannot point elsewhere. The file itself may be a link, as in the hub's cache.
+        if Path(name).name != name or not (folder / name).is_file():
+            raise _no_weights(folder, name)
+    return names
+
+
+@contextmanager
+def _opened(folder: Path, name: str) -> Iterator[Any]:
+    try:
+        with safe_open(folder / name, framework="pt") as file:
+            yield file
+    except SafetensorError as error:
+        remedy = "copy or save the file again"
+        raise InputError(f"damaged weights ({error})", where=str(folder / name), remedy=remedy) from None
+
+
+def _no_weights(folder: Path, name: str) -> InputError:
+    trainers = {"training_args.bin", "optimizer.pt", "scheduler.pt", "scaler.pt"}
+    pickled = sorted({path.name for pattern in PICKLED for path in folder.glob(pattern)} - trainers)
+    reason, remedy = "no safetensors weights", "save the model there: model.save_pretrained(folder)"
+    if pickled:
+        reason, remedy = f"no safetensors weights, only {', '.join(pickled[:2])}", CONVERT.format(folder=folder)
+    return InputError(reason, where=str(folder), field=name, remedy=remedy)

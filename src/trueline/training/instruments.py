@@ -1,0 +1,201 @@
+"""What an arm's samples are held against, from the cells that came before: judge, proxy, SFT, the pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trueline.data.batches import Tokenized, collate, micro_batches
+from trueline.data.chat import ChatTokenizer
+from trueline.evaluation.measure import EVALUATION_SEED, Instruments, Sampler
+from trueline.models.checkpoints import load_decoder
+from trueline.models.decoder import Decoder
+from trueline.models.scoring import Sampling, forbidden_mask, response_logprobs
+from trueline.rewards.learned import LearnedReward
+from trueline.rollout.engine import Rollout
+from trueline.runs import checkpoint
+from trueline.runs.cell import read_jsonl
+from trueline.training.judge import load_judge
+from trueline.training.pairs import read_pairs
+from trueline.training.policies import load_policy, load_reward_model, load_start
+from trueline.training.stage import Stage, batch_on
+from trueline.types import Judgement, Pair, Prompt
+
+__all__ = [
+    "Outside",
+    "Point",
+    "instruments_of",
+    "outside_of",
+    "own_tokenizer",
+    "points_of",
+    "sampler_of",
+    "training_pairs",
+]
+
+Outside = Callable[[Sequence[Prompt], Sequence[str], Rollout], list[bool]] | None
+_NOTHING = {"flops": 0.0, "sampled_tokens": 0, "trained_tokens": 0}
+
+
+class Point:
+    """One checkpoint of an arm with what it had cost so far; `policy()` loads it."""
+
+    def __init__(self, step: int, policy: Callable[[], Decoder], spent: dict[str, float]) -> None:
+        self.step, self.policy, self.spent = step, policy, spent
+
+
+def points_of(stage: Stage, sft: Decoder) -> list[Point]:
+    """The checkpoints of the arm; the start (its own policy before any step) comes first.
+
+    A checkpoint that was trained elsewhere is one point: it has no training curve here.
+    """
+    arm: Path = stage.inputs["arm"]
+    if arm == stage.inputs["sft"]:
+        return [Point(0, lambda: sft, _NOTHING)]
+    if not (arm / "checkpoints").is_dir():
+        return [Point(0, lambda: load_policy(stage, "arm"), _NOTHING)]
+    spent = {row["step"]: row for row in read_jsonl(arm / "metrics.jsonl")} if (arm / "metrics.jsonl").exists() else {}
+
+    def load(step: int) -> Callable[[], Decoder]:
+        def policy() -> Decoder:
+            model = load_decoder(arm / "model").to(stage.device)
+            model.load_state_dict(checkpoint.read_policy(arm / "checkpoints", step))
+            return model
+
+        return policy
+
+    start = load_start(stage) if "start" in stage.inputs else sft
+    points = [Point(0, lambda: start, _NOTHING)]
+    for step in checkpoint.steps(arm / "checkpoints"):
+        if step == 0:
+            continue  # a run that found nothing to learn from: its end is its start
+        row = spent[step]
+        points.append(Point(step, load(step), {name: row[f"spent/{name}"] for name in _NOTHING}))
+    return points
+
+
+def sampler_of(stage: Stage, tokenizer: ChatTokenizer | None = None) -> Sampler:
+    """The evaluation's sampler with the study's tokenizer, or with the checkpoint's own."""
+    own = tokenizer or stage.tokenizer
+    forbidden = forbidden_mask(own.vocab_size, own.forbidden_ids, stage.device)
+    return Sampler(
+        lambda prompt: own.encode_prompt(prompt)[-stage.limits.max_prompt_tokens :],
+        own.decode,
+        Sampling(forbidden=forbidden),
+        own.pad_id,
+        own.end_ids,
+        stage.limits.max_new_tokens,
+        EVALUATION_SEED,
+        2 * stage.limits.micro_tokens,
+    )
+
+
+def own_tokenizer(stage: Stage) -> ChatTokenizer | None:
+    """The arm's tokenizer where it is not the study's: a checkpoint that was trained elsewhere may have another."""
+    folder = stage.inputs["arm"] / "model"
+    if stage.inputs["arm"] == stage.inputs["sft"] or not (folder / "tokenizer.json").is_file():
+        return None
+    own = ChatTokenizer.load(folder)
+    return None if own.fingerprint == stage.tokenizer.fingerprint else own
+
+
+def instruments_of(
+    stage: Stage, sft: Decoder, outside: Outside, *, judge: str, foreign: ChatTokenizer | None = None
+) -> Instruments:
+    """Gold by the task's judge, or by the learned one of the input `judge` ("selection" or "gold"); the proxy where
+    there is a reward model. `foreign` is the arm's tokenizer where it is not the study's."""
+    proxy = _scorer(stage, "reward") if "reward" in stage.inputs else None
+    rerender = None
+    if foreign is not None:
+
+        def rerender(prompts, texts, rollout):
+            return _rendered(stage, stage.tokenizer, prompts, texts, rollout)
+
+    return Instruments(_gold(stage, judge), sft, proxy, outside, rerender)
+
+
+def _gold(stage: Stage, judge: str):
+    if judge not in stage.inputs:
+        return lambda prompts, texts, rollout: [stage.task.judge(p, t) for p, t in zip(prompts, texts)]
+    if (stage.inputs[judge] / "judge").is_dir():
+        linear = load_judge(stage.inputs[judge])
+        return lambda prompts, texts, rollout: [Judgement(value) for value in linear.scores(prompts, texts)]
+    score = _scorer(stage, judge)
+    return lambda prompts, texts, rollout: [Judgement(value) for value in score(prompts, texts, rollout).tolist()]
+
+
+def _scorer(stage: Stage, name: str) -> Callable[[Sequence[Prompt], Sequence[str], Rollout], Tensor]:
+    """Standardised scores of a learned model; one with a tokenizer of its own reads the texts with it."""
+    reward = LearnedReward(*load_reward_model(stage, name), token_limit=2 * stage.limits.micro_tokens)
+    folder = stage.inputs[name] / "reward_model"
+    own = ChatTokenizer.load(folder) if (folder / "tokenizer.json").is_file() else stage.tokenizer
+
+    def score(prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Tensor:
+        if own.fingerprint != stage.tokenizer.fingerprint:
+            rollout = _rendered(stage, own, prompts, texts, rollout)
+        return reward.standardized(rollout.tokens, rollout.lengths)
+
+    return score
+
+
+def _rendered(stage: Stage, tokenizer: ChatTokenizer, prompts, texts, rollout: Rollout) -> Rollout:
+    """The texts of a rollout in another tokenizer's ids; a response that was cut off stays without an end token."""
+    limit = stage.limits.max_prompt_tokens
+    items = [
+        Tokenized(
+            tuple(tokenizer.encode_prompt(p)[-limit:]),
+            tuple(ids if done or len(ids) == 1 else ids[:-1]),
+        )
+        for p, ids, done in zip(prompts, map(tokenizer.encode_response, texts), rollout.ended.tolist())
+    ]
+    batch = batch_on(collate(items, tokenizer.pad_id), stage)
+    asked = torch.tensor([len(item.prompt) for item in items], device=batch.tokens.device)
+    nothing = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
+    return Rollout(batch.tokens, batch.response_mask, nothing, batch.lengths, asked, rollout.ended, rollout.version)
+
+
+def training_pairs(stage: Stage) -> list[Pair]:
+    """The learners' pairs; none where checkpoints are measured without any."""
+    return read_pairs(stage.inputs["pairs"]).training if "pairs" in stage.inputs else []
+
+
+def outside_of(stage: Stage) -> Outside:
+    """Membership by signature where the task has one; by likelihood under a model fitted to the pairs otherwise. None
+    where no pairs are given."""
+    training = training_pairs(stage)
+    if not training:
+        return None
+    if stage.task.signature(training[0].prompt, training[0].chosen) is not None:
+        known = {stage.task.signature(p.prompt, side) for p in training for side in (p.chosen, p.rejected)}
+        return lambda prompts, texts, rollout: [stage.task.signature(p, t) not in known for p, t in zip(prompts, texts)]
+    if "density" not in stage.inputs:
+        return None
+    density = load_policy(stage, "density")
+    held_out = [
+        stage.tokenize(p.prompt, side)
+        for p in training[-(len(training) // 10 or 1) :]
+        for side in (p.chosen, p.rejected)
+    ]
+    batches = [
+        batch_on(collate([held_out[i] for i in g], stage.tokenizer.pad_id), stage)
+        for g in micro_batches([len(h) for h in held_out], 2 * stage.limits.micro_tokens)
+    ]
+    limit = float(np.quantile(np.concatenate([_nll(stage, density, b.tokens, b.response_mask) for b in batches]), 0.99))
+
+    def outside(prompts: Sequence[Prompt], texts: Sequence[str], rollout) -> list[bool]:
+        return (_nll(stage, density, rollout.tokens, rollout.response_mask) > limit).tolist()
+
+    return outside
+
+
+@torch.no_grad()
+def _nll(stage: Stage, model: Decoder, tokens, mask) -> np.ndarray:
+    """Mean negative log-likelihood per response token of each row."""
+    out = np.zeros(len(tokens))
+    for group in micro_batches([tokens.shape[1]] * len(tokens), 2 * stage.limits.micro_tokens):
+        scored, _ = response_logprobs(model, tokens[group], mask[group], stage.sampling)
+        out[group] = (-scored.sum(1) / mask[group].sum(1)).cpu().numpy()
+    return out
