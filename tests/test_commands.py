@@ -12,14 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from program import ENVIRONMENT, trueline
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 ROW = {"prompt": "Question?", "chosen": "Answer, gladly.", "rejected": "No."}
-
-
-def trueline(*arguments: str | Path, cwd: Path, timeout: float = 120) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "trueline", *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=timeout)
 
 
 # --- bad input

@@ -141,6 +141,12 @@ _add_stage("dpo", "Direct preference optimisation.")
 _add_stage("dpo-iter", "Iterated DPO: sample, label, train, again.")
 _add_stage("ppo", "Proximal policy optimisation with a critic.")
 _add_stage("rloo", "Critic-free policy gradient: leave-one-out or group baseline.")
+_add_stage("cdpo", "DPO for labels that are wrong at a known rate.")
+_add_stage("ipo", "Identity preference optimisation: a squared loss on the margin.")
+_add_stage("dpo-positive", "DPO with a penalty where the chosen side falls below the reference.")
+_add_stage("ln-dpo", "DPO on log-probs per token.")
+_add_stage("simpo", "Reference-free, on log-probs per token, with a target margin.")
+_add_stage("kto", "Each side by itself: desirable or not, against a reference point.")
 
 
 @app.command()

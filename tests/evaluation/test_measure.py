@@ -53,7 +53,7 @@ def instruments(tiny_world, stage, sft) -> Instruments:
     def outside(prompts, texts, rollout):
         return [len(t) % 2 == 0 for t in texts]
 
-    return Instruments(gold, sft, lambda rollout: reward.standardized(rollout.tokens, rollout.lengths), outside)
+    return Instruments(gold, sft, lambda prompts, texts, rollout: reward.standardized(rollout.tokens, rollout.lengths), outside)
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,6 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
@@ -18,56 +17,13 @@ from trueline.study.plots import figures
 from trueline.study.report import build
 
 from .conftest import LIGHT
+from .pages import Page
 from .study_builder import ARMS, QUIRKY, Spec, build_run
 
-TOP = {"schema", "task", "world", "seeds", "arms", "comparisons", "verdict", "variants", "diagnostics", "threats"}
+TOP = {"schema", "task", "world", "seeds", "arms", "comparisons", "verdict", "variants", "diagnostics", "threats",
+       "over_prompts", "tuning", "judges"}  # fmt: skip
 ARM = {"name", "variant", "metrics", "cost", "picks", "collapsed"}
 COST = {"seconds", "flops", "sampled_tokens", "trained_tokens", "reward_calls", "labels", "peak_memory_bytes"}
-HARMLESS = set(
-    "html head meta title style body header main section footer p h1 h2 h3 b small br span div dl dt dd table thead "
-    "tbody tr th td figure figcaption details summary article ul ol li pre svg g path circle text defs use clippath "
-    "rect".split()
-)
-VOID = {"meta", "br"}
-
-
-class Page(HTMLParser):
-    """Collects what a browser would build: elements, attributes, text, and whether tags are balanced."""
-
-    def __init__(self, html):
-        super().__init__(convert_charrefs=True)
-        self.tags, self.attributes, self.ids, self.open, self.text = set(), [], [], [], []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.add(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        self.ids += [value for name, value in attrs if name == "id"]
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in VOID:
-            self.open.pop()
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data):
-        self.text.append(data)
-
-    def active(self):
-        """Whatever could run or fetch: unknown elements, handlers, references that leave the page."""
-        found = [tag for tag in self.tags if tag not in HARMLESS]
-        for tag, name, value in self.attributes:
-            inside = value.startswith("#")
-            if name.startswith("on") or (name in ("href", "src", "action", "data", "srcset") and not inside):
-                found.append(f"{tag} {name}={value}")
-            if re.search(r"url\((?!#)|expression|javascript:", value):
-                found.append(f"{tag} {name}={value}")
-        return found
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,14 @@ from .small import STEPS, TRAINED, contents, cost, rows, run_small, small
 
 pytestmark = pytest.mark.integration
 PAGES = sorted(pages())
+REPEATS = {"cdpo", "ipo", "dpo-positive", "ln-dpo"}
+"""One loss each in the loop that `dpo`, `kto` and `simpo` run through too: what the loop promises is shown on those."""
 SNAPSHOT = STEPS // 2  # with two snapshots, the first lies here and the second at the end
+
+
+def once(methods: list[str]) -> list:
+    """The methods as parameters; those that repeat another one's loop are left to the nightly run."""
+    return [pytest.param(m, marks=pytest.mark.nightly) if m in REPEATS else m for m in methods]
 
 
 def test_the_pages_of_the_methods_are_found() -> None:
@@ -28,15 +35,15 @@ def test_the_pages_of_the_methods_are_found() -> None:
     assert set(PAGES) - set(TRAINED) == {"pairs", "judge", "select", "evaluate"}
 
 
-@pytest.mark.parametrize("method", PAGES)
+@pytest.mark.parametrize("method", once(PAGES))
 def test_the_same_seed_gives_the_same_bytes(method, tiny_world, finished, tmp_path) -> None:
     again = run_small(tiny_world, method, tmp_path / "again")
     assert contents(again) == contents(finished(method))
 
 
-@pytest.mark.parametrize("method", [m for m in PAGES if m != "evaluate"])
+@pytest.mark.parametrize("method", once([m for m in PAGES if m not in ("select", "evaluate")]))
 def test_another_seed_gives_another_run(method, tiny_world, finished, tmp_path) -> None:
-    """Evaluation is left out: its draws are the same for every training seed by design."""
+    """What measures is left out: its draws are the same for every training seed by design."""
     other = contents(run_small(tiny_world, method, tmp_path / "other", seed=1))
     decisive = "pairs.jsonl" if method == "pairs" else "metrics.jsonl"
     assert other[decisive] != contents(finished(method))[decisive]
@@ -83,7 +90,7 @@ class _Stop:
             raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", once(TRAINED))
 @pytest.mark.parametrize("at", [SNAPSHOT + 1, STEPS], ids=lambda n: f"step{n}")
 def test_an_interrupted_run_ends_like_an_uninterrupted_one(method, at, tiny_world, finished, tmp_path) -> None:
     """Bit for bit: metrics, samples, weights, optimiser and critic states, tokens and FLOPs. Between two
@@ -95,7 +102,7 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(method, at, tiny_worl
     assert contents(resumed) == contents(finished(method))
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", once(TRAINED))
 def test_a_kill_between_samples_and_checkpoint_leaves_no_gap(
     method, tiny_world, finished, tmp_path, monkeypatch
 ) -> None:
@@ -114,7 +121,7 @@ def test_a_kill_between_samples_and_checkpoint_leaves_no_gap(
     assert contents(run_small(tiny_world, method, tmp_path / "run")) == contents(finished(method))
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", once(TRAINED))
 def test_a_state_that_is_not_put_back_shows(method, tiny_world, finished, tmp_path, monkeypatch) -> None:
     """Negative control of the two tests above."""
     cell = tmp_path / "run"
@@ -125,7 +132,7 @@ def test_a_state_that_is_not_put_back_shows(method, tiny_world, finished, tmp_pa
     assert contents(run_small(tiny_world, method, cell))["metrics.jsonl"] != contents(finished(method))["metrics.jsonl"]
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", once(TRAINED))
 def test_the_size_of_micro_batches_changes_rounding_only(method, tiny_world, finished, tmp_path) -> None:
     """64 tokens: one or two rows at a time. Steps after the first are compared more loosely: Adam divides by the
     gradient's size, so that rounding of a gradient near zero becomes a move of the size of the learning rate."""
@@ -138,14 +145,14 @@ def test_the_size_of_micro_batches_changes_rounding_only(method, tiny_world, fin
         )
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", once(TRAINED))
 def test_stop_share_stops_on_the_way_of_the_whole_plan(method, tiny_world, finished, tmp_path) -> None:
     """Half of four steps: the rows of the whole run's first half, schedules included."""
     cell = run_small(tiny_world, method, tmp_path / "half", stop_share=0.5)
     assert rows(cell) == rows(finished(method))[:2]
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", once(TRAINED))
 def test_the_flop_cap_is_never_exceeded(method, tiny_world, finished, tmp_path) -> None:
     """The cap lies between what the plain run had spent after 2 and after 3 steps. What comes after the loop (the
     reward model's calibration) has no cap of its own: no arm with a cap has such a stage."""
@@ -158,7 +165,7 @@ def test_the_flop_cap_is_never_exceeded(method, tiny_world, finished, tmp_path) 
     assert checkpoint.steps(cell / "checkpoints")[-1] == len(booked)  # the end is an evaluated checkpoint
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", once(TRAINED))
 def test_a_run_that_ends_by_plan_is_not_called_stopped_by_the_budget(method, tiny_world, finished, tmp_path) -> None:
     """The cap has room for the plan and for less than one step more."""
     spent = [row["spent/flops"] for row in rows(finished(method))]
@@ -194,11 +201,12 @@ EXPECTED = {
     "rloo": {"policy", "optimizer"},
     "pairs": set(),
     "judge": set(),
+    "select": set(),
     "evaluate": set(),
 }
 
 
-@pytest.mark.parametrize("method", PAGES)
+@pytest.mark.parametrize("method", once(PAGES))
 def test_the_registry_holds_what_the_page_says_at_a_single_step(method, tiny_world, tmp_path, monkeypatch) -> None:
     held: list[set[str]] = []
     begin = Stage.begin
@@ -209,7 +217,7 @@ def test_the_registry_holds_what_the_page_says_at_a_single_step(method, tiny_wor
 
     monkeypatch.setattr(Stage, "begin", recorded)
     cell = run_small(tiny_world, method, tmp_path / "run", max_steps=1)
-    assert held == [EXPECTED[method]] if method in EXPECTED else "optimizer" in held[0]
+    assert held[-1] == EXPECTED[method] if method in EXPECTED else "optimizer" in held[-1]
     if method in TRAINED:  # max_steps cut the plan, and the one step that is left has a checkpoint
         assert len(rows(cell)) == 1 == read_json(cell / "done.json")["steps"]
         assert checkpoint.steps(cell / "checkpoints") == [1]
@@ -217,7 +225,7 @@ def test_the_registry_holds_what_the_page_says_at_a_single_step(method, tiny_wor
 
 @pytest.mark.parametrize(
     ("method", "changes"),
-    [(m, {}) for m in TRAINED]
+    [pytest.param(m, {}, marks=[pytest.mark.nightly] if m in REPEATS else []) for m in TRAINED]
     + [("dpo", {"ema_eta": 0.5}), ("ppo", {"kl_target": 0.01}), ("dpo-iter", {"reference": "sft"})]
     + [("dpo", {"online_kl_coef": 0.1}), ("kto", {"ema_eta": 0.5})],
 )

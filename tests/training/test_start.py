@@ -1,15 +1,15 @@
-"""What a method starts from: SFT, an earlier cell's end, or the checkpoint that an evaluation chose."""
+"""What a method starts from: SFT, an earlier cell's end, or the checkpoint that a selection chose."""
 
 from __future__ import annotations
 
 import pytest
-from tests.training.small import run_small
-
 from trueline.models.checkpoints import load_decoder
 from trueline.models.fingerprints import fingerprint
 from trueline.runs import checkpoint
 from trueline.runs.cell import write_json
 from trueline.training.policies import load_start
+
+from .small import run_small
 
 pytestmark = pytest.mark.integration
 
@@ -20,7 +20,7 @@ def test_the_start_is_the_checkpoint_that_was_picked(tiny_world, tmp_path) -> No
     early, end = checkpoint.steps(half / "checkpoints")
     pick = tmp_path / "pick"
     pick.mkdir()
-    write_json(pick / "evaluation.json", {"picks": {"selected": early, "end": end}})
+    write_json(pick / "selection.json", {"picks": {"selected": early, "end": end}})
 
     def start(**inputs):
         return load_start(tiny_world.stage("ppo", tmp_path / "stage", inputs=inputs))

@@ -40,6 +40,13 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
     sections = load(section_types(name), file=file, overrides=list(overrides), top={"task": str})
     sections.pop("task", None)
     model = sections["model"]
+    if quick and model.size != "tiny" and not model.path:
+        raise InputError(
+            f"--quick has no settings for model.size={model.size}",
+            where="command line",
+            field="--quick",
+            remedy="leave one of them out; train.max_steps, world.pairs and --seeds make a run shorter",
+        )
     given = sections
     sections = with_shipped(sections, shipped(name, model.size, quick=quick, given_model=bool(model.path)))
     sections["both"] = _inherited(sections, given)
@@ -116,6 +123,8 @@ def _check_settings(name: str, sections: dict[str, Any]) -> None:
             "the study decides what each stage imitates",
             "leave it out; the arm sft-chosen imitates the chosen sides",
         )
+    elif sections["evaluate"].judge_url and not sections["evaluate"].judge_model:
+        wrong = "evaluate.judge_model", "required with evaluate.judge_url", "name the model that the endpoint serves"
     elif sections["reward"].part != "training":
         wrong = "reward.part", "the study decides whose pairs a judge is trained on", "leave it out"
     if wrong:

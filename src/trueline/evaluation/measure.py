@@ -149,6 +149,11 @@ def metrics_of(measured: Measured, prefix: str) -> dict[str, float]:
     }
     out = {f"{prefix}/{name}": float(np.mean(values)) for name, values in names.items() if values is not None}
     out |= {f"{prefix}/{name}": float(np.mean(values)) for name, values in measured.parts.items()}
+    kinds = {prompt.kind for prompt in measured.prompts}
+    if len(kinds) > 1 and not measured.parts:  # a judge with parts of its own says more than this
+        for kind in sorted(kinds):
+            rows = [row for prompt, row in zip(measured.prompts, measured.gold) if prompt.kind == kind]
+            out[f"{prefix}/gold_{kind or 'other'}"] = float(np.mean(rows))
     texts = [text for row in measured.texts for text in row]
     out[f"{prefix}/distinct"] = len(set(texts)) / len(texts)
     return out

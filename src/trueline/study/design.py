@@ -288,7 +288,7 @@ class _Builder:
             yield self._node(self.pairs, "pairs", "pairs", None, {"sft": given["sft"]})
             inputs["pairs"] = self.pairs
             if "gold" not in given:
-                yield from self._judges(first)
+                yield from (node for node in self._judges(first) if node.arm == "judge-gold")
                 inputs["gold"] = self._primary_key("judge-gold")
             yield self._density(first)
             inputs["density"] = self._key("density")

@@ -76,12 +76,25 @@ def visible(value: Any) -> Any:
 
 def number(value: float | None, digits: int = 2) -> str:
     """A figure for a table; an en dash where there is none."""
-    return "–" if value is None or not np.isfinite(value) else f"{value:.{digits}f}".replace("-", "−")
+    return (
+        "–"
+        if value is None or not np.isfinite(value)
+        else f"{_no_minus_zero(value, digits):.{digits}f}".replace("-", "−")
+    )
 
 
 def signed(value: float | None, digits: int = 2) -> str:
     """As `number`, with its sign always shown."""
-    return "–" if value is None or not np.isfinite(value) else f"{value:+.{digits}f}".replace("-", "−")
+    return (
+        "–"
+        if value is None or not np.isfinite(value)
+        else f"{_no_minus_zero(value, digits):+.{digits}f}".replace("-", "−")
+    )
+
+
+def _no_minus_zero(value: float, digits: int) -> float:
+    """What is shown as zero has no sign of its own."""
+    return round(value, digits) + 0.0
 
 
 def si(value: float | None) -> str:
@@ -208,17 +221,22 @@ def _picks(variant: Variant, arm: ArmRuns, metric: str) -> dict[str, Any]:
 def _other_keys(variant: Variant, metric: str) -> dict[str, Any]:
     """Selected checkpoints under other decodings and prompts, beside the metric of the verdict."""
     name = metric.rsplit("/", 1)[1]
-    keys = [metric]
-    keys += [
-        key
-        for key in (f"{s}/{d}/{name}" for s in ("test", "shifted", "hard") for d in ("sampled", "greedy"))
-        if key != metric and any(arm.figure(key) for arm in variant.arms.values())
-    ]
+    measured = {key for arm in variant.arms.values() for cell in arm.cells for key in cell.figures.get("selected", {})}
+    keys = [metric, *sorted((k for k in measured - {metric} if k.endswith(f"/{name}")), key=_reading_order)]
     return {"keys": keys, "rows": {a: [arm_interval(arm, k) for k in keys] for a, arm in variant.arms.items()}}
+
+
+def _reading_order(key: str) -> tuple[int, str, bool]:
+    """The test prompts first, then the other splits; sampled before greedy."""
+    split, decoding, _ = key.split("/", 2)
+    return (split != "test", split, decoding != "sampled")
 
 
 def _behaviour(variant: Variant) -> dict[str, Any]:
     names = ("outside", "broken", "refusal_benign", "refusal_harmful", "helpfulness", "safety", "kl", "kl_k3", "proxy")
+    measured = {k for arm in variant.arms.values() for cell in arm.cells for k in cell.figures.get("selected", {})}
+    kinds = sorted(k.removeprefix("test/sampled/") for k in measured if k.startswith("test/sampled/gold_"))
+    names = [n for n in (*kinds, *names) if f"test/sampled/{n}" in measured]
     present = [n for n in names if any(arm.figure(f"test/sampled/{n}") for arm in variant.arms.values())]
     rows = {a: [_mean(arm, f"test/sampled/{n}") for n in present] for a, arm in variant.arms.items()}
     return {"names": present, "rows": rows, "shares": {"outside", "broken", "refusal_benign", "refusal_harmful"}}

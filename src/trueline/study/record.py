@@ -89,7 +89,7 @@ def complete(directory: Path, manifest: Mapping[str, Any], nodes: Sequence[Node]
 
 def chosen_settings(path: Path, task: str, tuning: Mapping[str, Any], command: str) -> None:
     """What tuning chose as a config file of its own, so that a later run needs no trials."""
-    lines = [f"# Chosen by: {command}", f"task: {task}"]
+    lines = [f"# Chosen by: {command}", f"task: {task}", "study: {trials: 0}"]
     for row in tuning["arms"]:
         settings = row["trials"][row["chosen"]]["settings"]
         lines.append(f"{row['section']}: {{{', '.join(f'{key}: {_yaml(value)}' for key, value in settings.items())}}}")
@@ -136,7 +136,9 @@ def manifest_of(
     parameters = _parameters(cells, nodes)
     gold = {"kind": "learned" if task.learned_gold else "embedded", "accuracy": None, "accuracy_ci95": None}
     judge = next((node for node in nodes if node.arm == "judge-gold"), None)
-    if judge is not None:
+    if sections["evaluate"].judge_url:
+        gold |= {"kind": "given"} | _agreement(nodes, cells)
+    elif judge is not None:
         gold |= _accuracy(cells[judge.key])
     pairs = next(node for node in nodes if node.arm == "pairs" and node.variant == variants[0].name)
     count = read_json(cells[pairs.key] / "done.json")["pairs"]
@@ -197,8 +199,8 @@ def manifest_of_checkpoints(
     seeds = sorted({node.seed for node in nodes})
     judge = next((node for node in nodes if node.arm == "judge-gold"), None)
     gold = {"kind": "learned" if task.learned_gold else "embedded", "accuracy": None, "accuracy_ci95": None}
-    if "judge" in folders:
-        gold["kind"] = "learned"
+    if "judge" in folders or sections["evaluate"].judge_url:
+        gold |= {"kind": "given"} | _agreement(nodes, cells)
     elif judge is not None:
         gold |= _accuracy(cells[judge.key])
     threats = [
@@ -256,6 +258,18 @@ def _parameters(cells: Mapping[str, Path], nodes: Sequence[Node]) -> int:
             count *= side
         total += count
     return total
+
+
+def _agreement(nodes: Sequence[Node], cells: Mapping[str, Path]) -> dict[str, Any]:
+    """Of a judge that was handed in, with labelled comparisons that no arm sees; nothing where there are none."""
+    from trueline.study.statistics import wilson
+
+    sft = next(node for node in nodes if node.arm == "evaluate:sft")
+    found = read_json(cells[sft.key] / "evaluation.json").get("agreement")
+    if not found:
+        return {}
+    low, high = wilson(round(found["right"]), found["pairs"])
+    return {"accuracy": found["right"] / found["pairs"], "accuracy_ci95": [low, high]}
 
 
 def _accuracy(cell: Path) -> dict[str, Any]:

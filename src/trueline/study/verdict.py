@@ -103,9 +103,10 @@ def _best_set(case: _Case) -> tuple[str, ...]:
 def _gate(study: Study) -> str:
     """Why no answer is given whatever the numbers say; empty where one may be."""
     gold, bounds = study.manifest.gold, study.manifest.gold.get("accuracy_ci95")
-    if gold.get("kind") == "learned" and (not bounds or bounds[0] is None or bounds[0] <= WEAK_GOLD):
+    if gold.get("kind") in ("learned", "given") and (not bounds or bounds[0] is None or bounds[0] <= WEAK_GOLD):
         known = f"lower bound {bounds[0]:.2f}" if bounds and bounds[0] is not None else "unknown"
-        return f"gold is itself a learned model and its accuracy ({known}) is too near to chance"
+        who = "a judge that was handed in" if gold["kind"] == "given" else "itself a learned model"
+        return f"gold is {who} and its accuracy ({known}) is too near to chance"
     if len(study.manifest.seeds) == 1:
         return "training runs differ by their seed and only one was run; run at least three"
     return ""

@@ -11,8 +11,10 @@ from trueline.algorithms.advantages import best_of_n_kl
 from trueline.config import Section
 from trueline.evaluation.measure import Instruments, Measured, Sampler, measure, metrics_of
 from trueline.models.decoder import Decoder
+from trueline.rewards.endpoint import EndpointJudge
 from trueline.runs.cell import read_json, read_jsonl, write_json, write_jsonl
 from trueline.runs.meter import BudgetMeter, Cost
+from trueline.training.agreement import against_reference, agreement, is_given
 from trueline.training.instruments import instruments_of, outside_of, own_tokenizer, points_of, sampler_of
 from trueline.training.policies import load_policy, load_reward_model
 from trueline.training.stage import Progress, Stage
@@ -28,6 +30,9 @@ class Config(Section):
     test_prompts: int = Field(0, ge=0, description="at most so many prompts of each test split; 0: all")
     best_of: int = Field(8, ge=2, description="n of the best-of-n arm")
     shown: int = Field(6, ge=1, description="test prompts whose samples are kept for the report")
+    judge_url: str = Field("", description="base address of an OpenAI-compatible endpoint that is taken for gold")
+    judge_model: str = Field("", description="the model to ask there")
+    judge_key_env: str = Field("TRUELINE_JUDGE_KEY", description="environment variable that holds its key, if any")
 
 
 def objective(config: Config) -> str:
@@ -51,6 +56,9 @@ def train(config: Config, stage: Stage) -> None:
     foreign = own_tokenizer(stage)
     sampler = sampler_of(stage, foreign)
     instruments = instruments_of(stage, sft, outside_of(stage), judge="gold", foreign=foreign)
+    outer = _endpoint(config, stage)
+    if outer is not None:
+        instruments = replace(instruments, gold=against_reference(outer, sft, sampler_of(stage)))
     figures, scores, samples = {}, [], []
     by_step: dict[int, dict] = {}
     for number, (name, step) in enumerate(sorted(picks.items(), key=lambda pick: pick[0] != "selected")):
@@ -73,6 +81,8 @@ def train(config: Config, stage: Stage) -> None:
     evaluation = {"curve": curve, "picks": picks, "figures": figures, "collapsed": collapsed}
     if foreign is not None:
         evaluation["refused"] = "its tokenizer is not SFT's: KL, entropy and log-probs of pairs cannot be compared"
+    if stage.method == "sft" and (outer is not None or is_given(stage, "gold")):
+        evaluation["agreement"] = agreement(stage, instruments, outer)
     if best_of > 1:
         evaluation["analytic_kl"] = best_of_n_kl(best_of)
     write_json(stage.cell / "evaluation.json", evaluation)
@@ -82,6 +92,13 @@ def train(config: Config, stage: Stage) -> None:
     drawn = _best_of_n_cost(config, stage, sft, figures["selected"]["test/sampled/length"]) if best_of > 1 else None
     write_json(stage.cell / "cost.json", _costs(stage, drawn))
     stage.cell.finish(method="evaluate", seed=stage.seed, gold=figures["selected"]["test/sampled/gold"])
+
+
+def _endpoint(config: Config, stage: Stage) -> EndpointJudge | None:
+    if not config.judge_url:
+        return None
+    cache = stage.cell / "judge.jsonl"
+    return EndpointJudge(config.judge_url, config.judge_model, cache=cache, key_env=config.judge_key_env)
 
 
 def _watched(stage: Stage, arm: Path) -> list[dict]:

@@ -32,6 +32,7 @@ __all__ = [
     "outside_of",
     "own_tokenizer",
     "points_of",
+    "rendered",
     "sampler_of",
     "training_pairs",
 ]
@@ -112,7 +113,7 @@ def instruments_of(
     if foreign is not None:
 
         def rerender(prompts, texts, rollout):
-            return _rendered(stage, stage.tokenizer, prompts, texts, rollout)
+            return rendered(stage, stage.tokenizer, prompts, texts, rollout.ended)
 
     return Instruments(_gold(stage, judge), sft, proxy, outside, rerender)
 
@@ -135,26 +136,28 @@ def _scorer(stage: Stage, name: str) -> Callable[[Sequence[Prompt], Sequence[str
 
     def score(prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Tensor:
         if own.fingerprint != stage.tokenizer.fingerprint:
-            rollout = _rendered(stage, own, prompts, texts, rollout)
+            rollout = rendered(stage, own, prompts, texts, rollout.ended)
         return reward.standardized(rollout.tokens, rollout.lengths)
 
     return score
 
 
-def _rendered(stage: Stage, tokenizer: ChatTokenizer, prompts, texts, rollout: Rollout) -> Rollout:
-    """The texts of a rollout in another tokenizer's ids; a response that was cut off stays without an end token."""
+def rendered(
+    stage: Stage, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], texts: Sequence[str], ended: Tensor
+) -> Rollout:
+    """Texts in a tokenizer's ids, without log-probs; one that was cut off (`ended` False) gets no end token."""
     limit = stage.limits.max_prompt_tokens
     items = [
         Tokenized(
             tuple(tokenizer.encode_prompt(p)[-limit:]),
             tuple(ids if done or len(ids) == 1 else ids[:-1]),
         )
-        for p, ids, done in zip(prompts, map(tokenizer.encode_response, texts), rollout.ended.tolist())
+        for p, ids, done in zip(prompts, map(tokenizer.encode_response, texts), ended.tolist())
     ]
     batch = batch_on(collate(items, tokenizer.pad_id), stage)
     asked = torch.tensor([len(item.prompt) for item in items], device=batch.tokens.device)
     nothing = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
-    return Rollout(batch.tokens, batch.response_mask, nothing, batch.lengths, asked, rollout.ended, rollout.version)
+    return Rollout(batch.tokens, batch.response_mask, nothing, batch.lengths, asked, ended.to(asked.device), 0)
 
 
 def training_pairs(stage: Stage) -> list[Pair]:
