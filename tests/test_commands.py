@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from program import ENVIRONMENT, trueline
 
 ROW = {"prompt": "Question?", "chosen": "Answer, gladly.", "rejected": "No."}
@@ -398,7 +399,7 @@ def test_ctrl_c_keeps_what_ran_and_the_same_command_goes_on_to_the_same_end(stud
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert {name: (cells / name / "done.json").stat().st_mtime_ns for name in kept} == kept
     whole = study[0] / "cells"
-    assert len(list(cells.iterdir())) == 7  # the base; SFT, pairs, reward model, DPO; two evaluations
+    assert len(list(cells.iterdir())) == 9  # the base; SFT, pairs, reward model, DPO; two selections, two evaluations
     for name in ("metrics.jsonl", "scores.jsonl", "samples.jsonl", "pairs.jsonl", "model/model.safetensors"):
         found = [path.relative_to(cells) for path in cells.glob(f"*/{name}")]
         assert found and all((cells / path).read_bytes() == (whole / path).read_bytes() for path in found)

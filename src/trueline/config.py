@@ -227,7 +227,7 @@ def _section(name: str, section: type[Section], given: Mapping[str, _Given], pla
     key = str(first["loc"][0]) if first["loc"] else ""
     where = entries[key].where if key in entries else place
     dotted = f"{name}.{key}" if key else name
-    if first["type"] == "missing":
+    if first["type"] == "missing" and len(first["loc"]) == 1:
         raise InputError("required, not given", where=where, field=dotted, remedy=f"add {dotted}=...")
     if not key:
         raise InputError(_own_words(first), where=where, field=dotted)
@@ -350,8 +350,12 @@ def _type_name(annotation: Any) -> str:
         return " or ".join(_type_name(a) for a in args)
     if origin is typing.Literal:
         return "one of " + ", ".join(str(a) for a in args)
+    if origin is tuple and Ellipsis not in args:
+        return f"[{', '.join(map(_type_name, args))}]"
     if origin in (tuple, list, Sequence):
         return "a list of " + (_type_name(args[0]) if args else "values")
+    if origin in (dict, Mapping):
+        return "{name: value, ...}, a value being " + _type_name(args[1])
     words = {
         bool: "true or false",
         int: "an integer",

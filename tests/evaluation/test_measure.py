@@ -53,7 +53,10 @@ def instruments(tiny_world, stage, sft) -> Instruments:
     def outside(prompts, texts, rollout):
         return [len(t) % 2 == 0 for t in texts]
 
-    return Instruments(gold, sft, lambda prompts, texts, rollout: reward.standardized(rollout.tokens, rollout.lengths), outside)
+    def proxy(prompts, texts, rollout):
+        return reward.standardized(rollout.tokens, rollout.lengths)
+
+    return Instruments(gold, sft, proxy, outside)
 
 
 @pytest.fixture(scope="module")

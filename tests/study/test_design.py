@@ -92,9 +92,9 @@ def test_the_selection_and_the_gold_judge_are_never_the_same_where_they_are_lear
 
 
 CHARGED = {
-    "sft": (), "sft-chosen": ("pairs",), "best-of-n": ("pairs", "reward"), "dpo": ("pairs",), "ppo": ("pairs", "reward"),
-    "dpo-iter": ("pairs", "reward"), "rloo": ("pairs", "reward"), "dpo+ppo": ("pairs", "reward", "start"),
-    "kto": ("pairs",), "simpo": ("pairs",),
+    "sft": (), "sft-chosen": ("pairs",), "best-of-n": ("pairs", "reward"), "dpo": ("pairs",),
+    "ppo": ("pairs", "reward"), "dpo-iter": ("pairs", "reward"), "rloo": ("pairs", "reward"),
+    "dpo+ppo": ("pairs", "reward", "start"), "kto": ("pairs",), "simpo": ("pairs",),
 }  # fmt: skip
 
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from program import trueline
 
+from program import trueline
 from trueline.commands.resolve import resolve
 from trueline.errors import InputError
 from trueline.runs.cell import read_json, write_json
@@ -224,7 +224,7 @@ def tuned(tmp_path):
 
 
 def test_trials_are_scored_at_their_picked_checkpoint_and_at_their_end(tuned) -> None:
-    made, drawn, trials = tuned
+    _, drawn, trials = tuned
     assert [(t.arm, t.number) for t in trials] == [("dpo", 0), ("dpo", 1), ("ppo", 0), ("ppo", 1)]
     assert [t.settings for t in trials] == drawn["dpo"] + drawn["ppo"]
     assert [t.scores for t in trials] == [(1, 3), (2, 2), (1, 1), (5, 3)]
@@ -245,11 +245,12 @@ def test_the_record_keeps_every_trial(tuned) -> None:
     ranges = {arm: made.arms[arm].search for arm in drawn}
     record = record_of(made, trials, ranges)
     assert (record["trials"], record["seeds"], record["metric"]) == (2, [100, 101], "selection/sampled/gold")
-    assert [(row["arm"], row["section"], row["chosen"]) for row in record["arms"]] == [("dpo", "dpo", 0), ("ppo", "ppo", 1)]
+    rows = [(row["arm"], row["section"], row["chosen"]) for row in record["arms"]]
+    assert rows == [("dpo", "dpo", 0), ("ppo", "ppo", 1)]
     for row in record["arms"]:
         assert [trial["settings"] for trial in row["trials"]] == drawn[row["arm"]]
         assert row["ranges"] == {key: list(ends) for key, ends in ranges[row["arm"]].items()}
-    assert json.loads(json.dumps(record)) == json.loads(json.dumps(record, allow_nan=False))
+    json.dumps(record, allow_nan=False)  # it goes into the manifest
 
 
 # --- the settings that were chosen, as a file

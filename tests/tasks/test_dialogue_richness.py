@@ -288,7 +288,7 @@ def test_the_foreign_pool_has_two_styles_and_more_structures(richness) -> None:
 # --- lengths
 
 
-@pytest.mark.parametrize(("richness", "size"), [(2, "small"), (3, "medium")])
+@pytest.mark.parametrize(("richness", "size"), [(2, "small"), pytest.param(3, "medium", marks=pytest.mark.nightly)])
 def test_the_shipped_lengths_hold_every_prompt_and_answer(richness, size) -> None:
     """Every prompt, the complete answer to each in every style, and all that one seed's learners see."""
     sections = shipped("dialogue", size, quick=False, given_model=False)

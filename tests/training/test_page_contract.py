@@ -19,8 +19,8 @@ from .small import STEPS, TRAINED, contents, cost, rows, run_small, small
 
 pytestmark = pytest.mark.integration
 PAGES = sorted(pages())
-REPEATS = {"cdpo", "ipo", "dpo-positive", "ln-dpo"}
-"""One loss each in the loop that `dpo`, `kto` and `simpo` run through too: what the loop promises is shown on those."""
+REPEATS = {"ipo", "dpo-positive", "ln-dpo"}
+"""One loss each in the loop of `preference.fit`: what that loop promises is shown on `cdpo`."""
 SNAPSHOT = STEPS // 2  # with two snapshots, the first lies here and the second at the end
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from trueline.models.checkpoints import load_decoder
 from trueline.models.fingerprints import fingerprint
 from trueline.runs import checkpoint

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from trueline.study.design import nodes_of_checkpoints
 from trueline.study.record import claim, complete, identity_of, manifest_of_checkpoints
 from trueline.study.report import build
 from trueline.tasks.task import PairSources, Task
+from trueline.types import Pair
 
 __all__ = ["JUDGES", "evaluate_folders"]
 
@@ -42,12 +44,15 @@ def evaluate_folders(
     for name, given in found.items():
         for folder in given:
             _check(name, folder, sections)
+    pairs = _given_pairs(task, sections["data"])
     digests = {name: [_digest(folder) for folder in given] for name, given in found.items()}
     sections = dict(sections) | {"model": sections["model"].model_copy(update={"path": str(found["sft"][0])})}
     identity = identity_of(task.name, sections, {**task.describe(), "checkpoints": digests})
     claim(directory, identity, command)
     keys, adopted = _adopt(directory, found, digests)
     shared = _shared(task, sections, directory, found, digests, adopted)
+    if pairs:
+        adopted["given-pairs"], shared["pairs"] = _pairs_cell(directory, pairs), "given-pairs"
     nodes = nodes_of_checkpoints(design_of(task, sections), keys, shared)
     cells = execute(task, sections, directory, nodes, console, named=None, adopted=adopted)
     notes = _refusals(nodes, cells)
@@ -79,6 +84,8 @@ def _check_names(found: Mapping[str, list[Path]]) -> None:
         wrong = "no checkpoint is named sft", "trueline evaluate TASK sft=FOLDER dpo=FOLDER: KL is measured to sft"
     elif len(counts) < 2:
         wrong = "sft alone has nothing to be compared with", "add another one: dpo=FOLDER"
+    elif "best-of-n" in counts:
+        wrong = "best-of-n is no checkpoint but a way to sample one", "leave it out, or name its folder otherwise"
     elif uneven := [name for name, count in counts.items() if count not in (1, most)]:
         wrong = (
             f"{uneven[0]} has {counts[uneven[0]]} folders, another arm {most}",
@@ -92,7 +99,21 @@ def _check_names(found: Mapping[str, list[Path]]) -> None:
 
 def _check(name: str, folder: Path, sections: Mapping[str, Any]) -> None:
     shape, tokenizer = read_config(folder), ChatTokenizer.load(folder)
-    check_weights(folder)
+    score = check_weights(folder).get("score.weight")
+    if name in JUDGES and (score is None or score[0] != 1):
+        raise InputError(
+            "no one-label sequence classifier" if score is None else f"a classifier of {score[0]} labels, not of one",
+            where=str(folder),
+            field=name,
+            remedy="give a reward model: AutoModelForSequenceClassification with num_labels=1, as it saves itself",
+        )
+    if name not in JUDGES and score is not None:
+        raise InputError(
+            "a classifier, not a language model",
+            where=str(folder),
+            field=name,
+            remedy="give a policy; a reward model is given as reward=FOLDER or judge=FOLDER",
+        )
     need = sections["model"].max_prompt_tokens + sections["model"].max_new_tokens
     if name not in JUDGES and shape.max_positions < need:
         raise InputError(
@@ -156,7 +177,7 @@ def _stand_in(directory: Path, folder: Path, digest: str, kind: str) -> Path:
 def _shared(
     task: Task, sections: Mapping[str, Any], directory: Path, found, digests, adopted: dict[str, Path]
 ) -> dict[str, str]:
-    """Inputs that all checkpoints have: models that were handed in, and the pairs of a file beside a task without."""
+    """Models that were handed in: inputs that all checkpoints have."""
     shared = {}
     for name, role in (("reward", "reward"), ("judge", "gold")):
         if name in found:
@@ -165,8 +186,6 @@ def _shared(
                 scale = _scale(task, sections["model"], found["sft"][0], cell / "reward_model")
                 write_json(cell / "reward_model" / "calibration.json", scale)
             adopted[f"given-{name}"], shared[role] = cell, f"given-{name}"
-    if sections["data"].path and not task.learned_gold:
-        adopted["given-pairs"], shared["pairs"] = _pairs_cell(directory, sections["data"]), "given-pairs"
     return shared
 
 
@@ -199,15 +218,33 @@ def _scale(task: Task, limits: Any, sft: Path, folder: Path) -> dict[str, float]
     return {"mean": float(scores.mean()), "std": float(scores.std()), "samples": len(prompts)}
 
 
-def _pairs_cell(directory: Path, data: Any) -> Path:
+def _given_pairs(task: Task, data: Any) -> list[Pair]:
+    """Where a task has no comparisons of its own, those of the file on the task's prompts: a structure is one for a
+    kind of prompt, which the task knows and a file does not."""
+    if not data.path or task.learned_gold:
+        return []
     from trueline.data.loading import load_pairs
-    from trueline.training.pairs import write_pairs
 
     loaded = load_pairs(data.path, format=data.format, on_bad_row=data.on_bad_row, limit=data.limit or None)
-    rows = hashlib.sha256("".join(p.prompt.id + p.chosen + p.rejected for p in loaded.pairs).encode()).hexdigest()[:16]
+    known = {p.id: p for split in ("train", "selection", "test") for p in task.prompts(split)}
+    pairs = [replace(p, prompt=known[p.prompt.id]) for p in loaded.pairs if p.prompt.id in known]
+    if not pairs:
+        raise InputError(
+            f"none of its {len(loaded.pairs)} prompts is one of {task.name}'s",
+            where=str(data.path),
+            field="data.path",
+            remedy="give comparisons of this task's prompts, or leave data.path out",
+        )
+    return pairs
+
+
+def _pairs_cell(directory: Path, pairs: list[Pair]) -> Path:
+    from trueline.training.pairs import write_pairs
+
+    rows = hashlib.sha256("".join(p.prompt.id + p.chosen + p.rejected for p in pairs).encode()).hexdigest()[:16]
     cell = Cell(directory / "cells" / f"given-pairs-{rows}")
     cell.open({"method": "given", "pairs": rows})
-    write_pairs(cell.directory, PairSources(loaded.pairs))
+    write_pairs(cell.directory, PairSources(pairs))
     cell.finish(method="given")
     return cell.directory
 

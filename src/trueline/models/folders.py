@@ -66,11 +66,13 @@ def read_end_ids(folder: Path, config: dict[str, Any]) -> int | tuple[int, ...] 
     return tuple(found) if len(found) > 1 else next(iter(found), None)
 
 
-def check_weights(folder: Path) -> None:
-    """Raise `InputError` where a file of the weights is missing or damaged; no tensor is read."""
+def check_weights(folder: Path) -> dict[str, list[int]]:
+    """The shape of every tensor by its name; no tensor is read. `InputError` where a file is missing or damaged."""
+    shapes: dict[str, list[int]] = {}
     for name in _weight_files(folder):
         with _opened(folder, name) as file:
-            file.keys()
+            shapes.update((key, file.get_slice(key).get_shape()) for key in file.keys())
+    return shapes
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

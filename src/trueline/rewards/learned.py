@@ -23,7 +23,11 @@ class LearnedReward:
 
     @torch.no_grad()
     def scores(self, tokens: Tensor, lengths: Tensor) -> Tensor:
-        """Raw scores [B] of right-padded tokens [B, T] with `lengths` [B] real ones."""
+        """Raw scores [B] of right-padded tokens [B, T] with `lengths` [B] real ones.
+
+        What lies beyond the model's context is not read: texts of other models may be longer than its own tokens allow.
+        """
+        lengths = lengths.clamp(max=self.model.config.max_positions)
         out = torch.empty(len(tokens), device=tokens.device)
         for group in micro_batches(lengths.tolist(), self.token_limit):
             rows = torch.from_numpy(group).to(tokens.device)

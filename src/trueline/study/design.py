@@ -137,8 +137,8 @@ def nodes_of_checkpoints(design: Design, given: Mapping[str, Sequence[str]], sha
     for seed in range(count):
         builder = _Builder(design, primary, primary, seed)
         sft = given["sft"][min(seed, len(given["sft"]) - 1)]
-        for arm in given:
-            nodes += builder.checkpoint(arm, {**shared, "sft": sft})
+        for arm, keys in given.items():
+            nodes += builder.checkpoint(arm, {**shared, "sft": sft, "arm": keys[min(seed, len(keys) - 1)]})
     return _distinct(nodes)
 
 
@@ -280,9 +280,9 @@ class _Builder:
         return inputs
 
     def checkpoint(self, arm: str, given: Mapping[str, str]) -> Iterable[Node]:
-        """What measures a checkpoint that was trained elsewhere. `given` are the inputs that all checkpoints share:
-        `sft`, `gold` and `reward` models that were handed in, pairs."""
-        inputs = {"arm": given["sft"] if arm == "sft" else f"given-{arm}/{self.seed}", **given}
+        """What measures a checkpoint that was trained elsewhere. `given` are the inputs that exist: `arm`, `sft`, and
+        what was handed in of `gold`, `reward` and `pairs`."""
+        inputs = dict(given)
         if self.design.learned_gold:
             first = {"sft": given["sft"], "pairs": self.pairs}
             yield self._node(self.pairs, "pairs", "pairs", None, {"sft": given["sft"]})

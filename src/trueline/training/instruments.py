@@ -196,7 +196,9 @@ def outside_of(stage: Stage) -> Outside:
 
 @torch.no_grad()
 def _nll(stage: Stage, model: Decoder, tokens, mask) -> np.ndarray:
-    """Mean negative log-likelihood per response token of each row."""
+    """Mean negative log-likelihood per response token of each row, as far as the model's context reaches."""
+    room = model.config.max_positions
+    tokens, mask = tokens[:, :room], mask[:, :room]
     out = np.zeros(len(tokens))
     for group in micro_batches([tokens.shape[1]] * len(tokens), 2 * stage.limits.micro_tokens):
         scored, _ = response_logprobs(model, tokens[group], mask[group], stage.sampling)
