@@ -106,7 +106,7 @@ def test_comparisons_of_other_prompts_say_nothing_of_a_tasks_structures(folders,
 
 # --- for real
 
-SMALL = ("evaluate.test_prompts=10", "evaluate.samples=2", "select.prompts=6", "evaluate.shown=6", "train.workers=2")
+SMALL = ("evaluate.test_prompts=10", "evaluate.samples=2", "select.prompts=6", "evaluate.shown=6", "train.workers=1")
 PROMPT_TOKENS = 24  # the dialogue world's: what is longer loses its oldest part, judges' prompts too
 
 
@@ -293,7 +293,7 @@ def test_the_same_command_again_measures_nothing_anew(one, given) -> None:
 def test_comparisons_of_a_file_bring_their_own_judges(given) -> None:
     """Without an embedded judge two are fitted on parts of the file that nobody trained on, and the density beside."""
     made = run(given, "pairs", "sft=sft", "dpo=dpo-0", "data.path=pairs.jsonl", "sft.epochs=1",
-               "model.max_prompt_tokens=24", "-o", "files")  # fmt: skip
+               "model.max_prompt_tokens=24", "model.max_new_tokens=40", "-o", "files")  # fmt: skip
     gold = made["manifest"]["gold"]
     assert gold["kind"] == "learned" and 0 <= gold["accuracy"] <= 1 and len(gold["accuracy_ci95"]) == 2
     assert any("gold judge" in row["label"] for row in made["report"]["judges"])

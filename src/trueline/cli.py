@@ -180,8 +180,10 @@ def evaluate(
     taken for gold (one-label sequence classifiers).
     """
     given = [item for item in overrides or [] if "=" in item and "." not in item.partition("=")[0]]
-    name, sections, task = _load(target, [item for item in overrides or [] if item not in given], False, "")
-    from trueline.commands.evaluate import evaluate_folders
+    settings = [item for item in overrides or [] if item not in given]
+    from trueline.commands.evaluate import evaluate_folders, limits_of
+
+    name, sections, task = _load(target, [*limits_of(target, given), *settings], False, "")
 
     folders: dict[str, list[Path]] = {}
     for item in given:

@@ -211,7 +211,7 @@ def test_checkpoints_from_elsewhere_are_measured_and_nothing_of_them_is_trained(
     assert pages - {"pairs", "judge"} - {"sft"} == {"select", "evaluate"}
     assert {node.arm for node in nodes if node.page == "sft"} == (set() if task == "dialogue" else {"density"})
     judges = {node.config["part"] for node in nodes if node.page == "judge"}
-    assert judges == (set() if task == "dialogue" or "gold" in shared else {"selection", "gold"})
+    assert judges == (set() if task == "dialogue" or "gold" in shared else {"gold"})
     measured = [node for node in nodes if node.page == "evaluate"]
     assert [(n.measures, n.seed, n.inputs["arm"]) for n in measured] == [
         ("sft", 0, "given-sft/0"), ("dpo", 0, "given-dpo/0"), ("sft", 1, "given-sft/0"), ("dpo", 1, "given-dpo/1")

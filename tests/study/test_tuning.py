@@ -299,7 +299,7 @@ def test_a_trial_is_ranked_by_its_mean_over_seeds() -> None:
 
 SMALL = (
     "world.demonstrations=300", "world.pairs=80", "study.budget=0", "study.no_shift=false", "study.seeds=0",
-    "study.arms=sft,dpo,dpo+ppo", "study.trials=2", "study.tuning_seeds=100", "train.snapshots=1", "train.workers=2",
+    "study.arms=sft,dpo,dpo+ppo", "study.trials=2", "study.tuning_seeds=100", "train.snapshots=1", "train.workers=1",
     "sft.epochs=1", "sft.batch_size=32", "reward.epochs=1", "dpo.epochs=1", "ppo.steps=1", "ppo.batch_size=16",
     "ppo.minibatches=1", "ppo.critic_warmup=0", "evaluate.test_prompts=6", "evaluate.samples=1", "select.prompts=6",
     "select.pairs=4", "evaluate.shown=1", "reward.held_out=0.1",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from trueline.study.report import build
 from trueline.tasks.task import PairSources, Task
 from trueline.types import Pair
 
-__all__ = ["JUDGES", "evaluate_folders"]
+__all__ = ["JUDGES", "evaluate_folders", "limits_of"]
 
 JUDGES = ("reward", "judge")
 """Names that are no arms: a reward model that is reported as the proxy, and one that is taken for gold."""
@@ -66,6 +66,15 @@ def evaluate_folders(
         console.print(f"note: {note}", markup=False)
     console.print(f"\n{report['verdict']['text']}\nReport: {directory / 'report.html'}", markup=False)
     return report
+
+
+def limits_of(target: str, given: Sequence[str]) -> list[str]:
+    """What makes the settings those of a given model (its lengths, not the small models' of file tasks), before they
+    are resolved; nothing for the embedded world, whose texts are short."""
+    first = next((item.partition("=")[2].split(",")[0] for item in given if item.startswith("sft=")), "")
+    if not first or target == "dialogue" or not _inner(Path(first)).is_dir():
+        return []
+    return [f"model.path={_inner(Path(first))}"]
 
 
 def _inner(folder: Path) -> Path:

@@ -108,9 +108,7 @@ def _check_settings(name: str, sections: dict[str, Any]) -> None:
     study = sections["study"]
     _check_arms(sections)
     wrong = ""
-    if sections["ppo"].kl_target and not sections["ppo"].kl_coef:
-        wrong = "ppo.kl_coef", "an adaptive coefficient cannot start from 0", "set it above 0, or ppo.kl_target=0"
-    elif len(set(study.seeds)) != len(study.seeds):
+    if len(set(study.seeds)) != len(study.seeds):
         wrong = "study.seeds", "the same seed twice", "give different seeds"
     elif study.trials and set(study.seeds) & set(study.tuning_seeds):
         seed = min(set(study.seeds) & set(study.tuning_seeds))

@@ -141,8 +141,8 @@ def _out_of_distribution(
     config: Config, stage: Stage, policy, model: ScalarModel, elsewhere: list[Pair]
 ) -> dict[str, dict[str, dict[str, float]]]:
     """`elsewhere`: pairs of kinds that were left out of training. `own_samples`, where a judge is embedded: two SFT
-    samples to each of some test prompts, ordered by gold, ties left out. Measurement alone: nothing of it is booked as
-    a cost of the method, and nothing is learned from it."""
+    samples to each of some selection prompts, ordered by gold, ties left out. Measurement alone: nothing of it is
+    booked as a cost of the method, and nothing is learned from it."""
     found = {}
     if config.part == "training" and elsewhere:
         items = [(stage.tokenize(p.prompt, p.chosen), stage.tokenize(p.prompt, p.rejected)) for p in elsewhere]
@@ -158,7 +158,7 @@ def _out_of_distribution(
 
 
 def _two_samples(stage: Stage, policy) -> tuple[list[Prompt], Rollout, list[str]]:
-    prompts = [p for p in stage.task.prompts("test")[: _CALIBRATION_SAMPLES // 2] for _ in range(2)]
+    prompts = [p for p in stage.task.prompts("selection")[: _CALIBRATION_SAMPLES // 2] for _ in range(2)]
     limit = stage.limits.max_new_tokens
     draws = uniforms(stage.seed, "reward/own-samples", 0, range(len(prompts)), limit)
     rollout = stage.engine(policy).generate(
