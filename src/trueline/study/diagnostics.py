@@ -48,6 +48,8 @@ def diagnose(study: Study) -> tuple[Flag, ...]:
 
 def _collapse(study: Study, variant: Variant, arm: ArmRuns) -> Iterator[Flag]:
     sft, metric = variant.arms.get("sft"), study.manifest.metric
+    if not study.trained_here:
+        return  # a checkpoint from elsewhere is where it is; nothing is known of its end of training
     if sft is None or arm.name == "sft" or not any(marks := collapse_marks(arm, sft, metric)):
         return
     seeds = [cell.seed for cell, mark in zip(arm.cells, marks) if mark]

@@ -147,7 +147,7 @@ class Study:
         return next(v for v in self.variants if v.primary)
 
     @property
-    def costs_known(self) -> bool:
+    def trained_here(self) -> bool:
         """Whether the arms were trained here; what a checkpoint from elsewhere cost is not known."""
         return self.manifest.budget.get("rule") != "unknown"
 

@@ -134,7 +134,7 @@ def _context(study: Study, verdict: Verdict) -> dict[str, Any]:
         "declared": [row for row in rows if row.family == "declared"],
         "exploratory": [row for row in rows if row.family != "declared"],
         "over_prompts": over_prompts(study, primary),
-        "costs_known": study.costs_known,
+        "trained_here": study.trained_here,
         "controlled": _controlled(rows, controlled(study, primary)),
         "samples": _samples(primary),
         "growing": _growing(primary),

@@ -250,7 +250,9 @@ def _draw_mark(axes: Any, panel: _Panel, arm: ArmRuns, colour: str, marker: str)
         return False
     kls = [cell.analytic_kl for cell in arm.cells if cell.analytic_kl is not None]
     if not kls:
-        kls = [p.metrics.get("selection/sampled/kl", 0.0) for cell in arm.cells for p in cell.curve[-1:]]
+        kls = [p.metrics.get("selection/sampled/kl") for cell in arm.cells for p in cell.curve[-1:]]
+    if any(kl is None for kl in kls):
+        return False  # its distance cannot be measured: it has no place on this axis
     x = float(np.sqrt(max(np.mean(kls), 0.0)))
     axes.plot(
         [x], [np.mean(values)], marker=marker, markersize=8, color=colour, linestyle="none", zorder=4, clip_on=False

@@ -77,7 +77,7 @@ def judge(study: Study) -> Verdict:
     case = _gather(study)
     best = _best_set(case)
     answer, reason = _decide(case, best)
-    cheapest = _cheapest(case, best) if best and study.costs_known else None
+    cheapest = _cheapest(case, best) if best and study.trained_here else None
     lead = _lead(case)
     sentences = [lead, _second(answer, reason, best, cheapest), "; ".join(_notes(case)), _scope(case)]
     text = " ".join(_sentence(s) for s in sentences if s)
@@ -130,7 +130,7 @@ def _decide(case: _Case, best: tuple[str, ...]) -> tuple[str, str]:
 
 def _cheapest(case: _Case, arms: tuple[str, ...]) -> str:
     """By charged FLOPs; the highest where costs are not known."""
-    if not case.study.costs_known:
+    if not case.study.trained_here:
         return max(arms, key=case.means.__getitem__)
     return min(arms, key=lambda arm: case.arms[arm].charged("flops"))
 
@@ -183,7 +183,7 @@ def _second(answer: str, reason: str, best: tuple[str, ...], cheapest: str | Non
 
 def _notes(case: _Case) -> Iterator[str]:
     ran, metric = case.study.primary.arms, case.study.manifest.metric
-    for name, arm in case.arms.items():
+    for name, arm in case.arms.items() if case.study.trained_here else ():
         marks = collapse_marks(arm, ran.get("sft"), metric)
         if any(marks):
             yield f"{display(name)} ended below SFT in {sum(marks)} of {len(marks)} seeds (collapsed)"
