@@ -380,6 +380,8 @@ def test_ctrl_c_keeps_what_ran_and_the_same_command_goes_on_to_the_same_end(stud
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell starts background jobs with SIGINT ignored, and children inherit that: here it must be heard.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     cells = tmp_path / "run" / "cells"
     limit = time.monotonic() + 120
