@@ -15,6 +15,8 @@ import torch
 
 from program import ENVIRONMENT, trueline
 
+pytestmark = pytest.mark.integration  # every test here starts the program
+
 ROW = {"prompt": "Question?", "chosen": "Answer, gladly.", "rejected": "No."}
 
 
