@@ -88,12 +88,9 @@ def _task_of(file: Path) -> str:
 def _inherited(sections: dict[str, Any], given: dict[str, Any]) -> Section:
     """`both`: PPO after DPO. What is not set there is as in `ppo`; what the user said of `ppo` goes before what ships
     for `both`."""
-    shipped_both = {key: getattr(sections["both"], key) for key in sections["both"].model_fields_set}
-    layers = [sections["ppo"], shipped_both, given["ppo"], given["both"]]
     values: dict[str, Any] = {}
-    for layer in layers:
-        own = layer if isinstance(layer, dict) else {key: getattr(layer, key) for key in layer.model_fields_set}
-        values |= own
+    for layer in (sections["ppo"], sections["both"], given["ppo"], given["both"]):
+        values |= {key: getattr(layer, key) for key in layer.model_fields_set}
     return type(sections["ppo"])(**values)
 
 

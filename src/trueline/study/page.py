@@ -221,9 +221,14 @@ def _picks(variant: Variant, arm: ArmRuns, metric: str) -> dict[str, Any]:
 def _other_keys(variant: Variant, metric: str) -> dict[str, Any]:
     """Selected checkpoints under other decodings and prompts, beside the metric of the verdict."""
     name = metric.rsplit("/", 1)[1]
-    measured = {key for arm in variant.arms.values() for cell in arm.cells for key in cell.figures.get("selected", {})}
+    measured = _measured(variant)
     keys = [metric, *sorted((k for k in measured - {metric} if k.endswith(f"/{name}")), key=_reading_order)]
     return {"keys": keys, "rows": {a: [arm_interval(arm, k) for k in keys] for a, arm in variant.arms.items()}}
+
+
+def _measured(variant: Variant) -> set[str]:
+    """The metric keys that any arm has at its selected checkpoint."""
+    return {key for arm in variant.arms.values() for cell in arm.cells for key in cell.figures.get("selected", {})}
 
 
 def _reading_order(key: str) -> tuple[int, str, bool]:
@@ -234,7 +239,7 @@ def _reading_order(key: str) -> tuple[int, str, bool]:
 
 def _behaviour(variant: Variant) -> dict[str, Any]:
     names = ("outside", "broken", "refusal_benign", "refusal_harmful", "helpfulness", "safety", "kl", "kl_k3", "proxy")
-    measured = {k for arm in variant.arms.values() for cell in arm.cells for k in cell.figures.get("selected", {})}
+    measured = _measured(variant)
     kinds = sorted(k.removeprefix("test/sampled/") for k in measured if k.startswith("test/sampled/gold_"))
     names = [n for n in (*kinds, *names) if f"test/sampled/{n}" in measured]
     present = [n for n in names if any(arm.figure(f"test/sampled/{n}") for arm in variant.arms.values())]
