@@ -23,7 +23,7 @@ LAYERS = {
     "config": {"errors"},
     "algorithms": set(),
     "theory": {"algorithms"},
-    "sandbox": {"errors"},
+    "sandbox": {"types", "errors"},
     "data": {"types", "errors", "seeds"},
     "models": {"types", "errors", "algorithms"},
     "rollout": {"types", "errors", "models", "algorithms"},

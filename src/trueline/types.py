@@ -7,7 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-__all__ = ["Arm", "Demonstration", "Judgement", "Message", "Pair", "Prompt"]
+__all__ = [
+    "Arm",
+    "AssertTest",
+    "CallTest",
+    "Demonstration",
+    "Judgement",
+    "Message",
+    "Pair",
+    "Prompt",
+    "StdioTest",
+    "Test",
+]
 
 Role = Literal["system", "user", "assistant"]
 
@@ -82,3 +93,43 @@ class Arm:
     section: str = ""
     learns_from: Literal["nothing", "pairs", "reward"] = "nothing"
     search: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CallTest:
+    """Call `function` (of the program, or of its class `Solution`) with plain arguments; it must return `expected`.
+
+    Types count: True is not 1, 1 is not 1.0, a tuple is not a list. With `tolerance` > 0 numbers are numbers, and x is
+    accepted where |x - e| <= tolerance * max(1, |e|). `as_json` compares what JSON can hold: a tuple counts as a list,
+    a key of a dictionary as its text.
+    """
+
+    function: str
+    args: list[Any]
+    expected: Any
+    tolerance: float = 0.0
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class StdioTest:
+    """Run the program as a script on `stdin`; its output must have the tokens of `expected` (split at white space).
+
+    With `tolerance` > 0 two tokens that are both decimal numbers may differ as in `CallTest`.
+    """
+
+    stdin: str
+    expected: str
+    tolerance: float = 0.0
+
+
+@dataclass(frozen=True)
+class AssertTest:
+    """A script of assertions (the style of HumanEval and MBPP) that runs in a process of its own and calls the
+    candidate in another. Where it defines `check` and the program names its `entry`, it ends with `check(entry)`."""
+
+    code: str
+
+
+Test = CallTest | StdioTest | AssertTest
+"""Tests are plain data: nothing of them runs where they are read."""

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from trueline.data.code_files import Sample, load_problems, load_samples, match_samples
-from trueline.data.code_formats import AssertTest, CallTest, StdioTest
 from trueline.data.code_prompts import STOPS, extract_code, program_of, prompt_of, stop_completion
 from trueline.data.code_rows import PROBLEM_FORMATS
 from trueline.errors import InputError
+from trueline.types import AssertTest, CallTest, StdioTest
 
 OWN = Path(__file__).resolve().parents[1] / "data"
 REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"

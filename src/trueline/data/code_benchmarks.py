@@ -19,8 +19,8 @@ from trueline.data.code_fields import (
     tolerance,
     unix,
 )
-from trueline.data.code_formats import AssertTest, CallTest, StdioTest, Test
 from trueline.data.records import RowProblem
+from trueline.types import AssertTest, CallTest, StdioTest, Test
 
 __all__ = ["apps", "codecontests", "codecontests_files", "codejam", "humaneval", "mbpp"]
 

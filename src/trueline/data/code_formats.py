@@ -1,51 +1,12 @@
-"""What a programming problem is. Hidden tests (`tests`) judge; public ones stand in the prompt and may filter samples.
-
-Tests are plain data: nothing of them runs here.
-"""
+"""What a programming problem is. Hidden tests (`tests`) judge; public ones stand in the prompt and may filter samples."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-__all__ = ["AssertTest", "CallTest", "Problem", "ProblemRecord", "StdioTest", "Test"]
+from trueline.types import Test
 
-
-@dataclass(frozen=True)
-class CallTest:
-    """Call `function` with `args` and compare its value with `expected`, all plain values.
-
-    `function` is a name of the program, or of its class `Solution`. With `tolerance` above 0, x is accepted where
-    |x - e| <= tolerance * max(1, |e|). `as_json`: a tuple counts as a list, a key of a mapping as its text.
-    """
-
-    function: str
-    args: list[Any]
-    expected: Any
-    tolerance: float = 0.0
-    as_json: bool = False
-
-
-@dataclass(frozen=True)
-class StdioTest:
-    """Run the program on `stdin` and compare the tokens it prints with those of `expected`; `tolerance` for numbers."""
-
-    stdin: str
-    expected: str
-    tolerance: float = 0.0
-
-
-@dataclass(frozen=True)
-class AssertTest:
-    """Statements that call the program's functions and raise where it is wrong.
-
-    Where they define `check`, whoever runs them calls `check(entry)` at the end.
-    """
-
-    code: str
-
-
-Test = CallTest | StdioTest | AssertTest
+__all__ = ["Problem", "ProblemRecord"]
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 from trueline.data.code_files import Sample
-from trueline.data.code_formats import AssertTest, CallTest, Problem, StdioTest, Test
-from trueline.types import Prompt
+from trueline.data.code_formats import Problem
+from trueline.types import AssertTest, CallTest, Prompt, StdioTest, Test
 
 __all__ = ["STOPS", "extract_code", "program_of", "prompt_of", "stop_completion"]
 

@@ -1,11 +1,12 @@
-"""The nouns: tests, programs, limits, verdicts. All frozen."""
+"""The nouns: programs, limits, verdicts, and the tests of `types`. All frozen."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from ..errors import TruelineError
+from ..types import AssertTest, CallTest, StdioTest, Test
 
 __all__ = [
     "AssertTest",
@@ -26,45 +27,6 @@ Error = Literal["", "syntax", "runtime", "wrong", "timeout", "memory", "output"]
 
 class SandboxError(TruelineError):
     """The sandbox itself cannot do its work (exit code 1). Never a verdict on a program."""
-
-
-@dataclass(frozen=True)
-class CallTest:
-    """Call `function` (of the program, or of its class `Solution`) with plain arguments; it must return `expected`.
-
-    Types count: True is not 1, 1 is not 1.0, a tuple is not a list. With `tolerance` > 0 numbers are numbers, and x is
-    accepted where |x - e| <= tolerance * max(1, |e|). `as_json` compares what JSON can hold: a tuple counts as a list,
-    a key of a dictionary as its text.
-    """
-
-    function: str
-    args: list
-    expected: Any
-    tolerance: float = 0.0
-    as_json: bool = False
-
-
-@dataclass(frozen=True)
-class StdioTest:
-    """Run the program as a script on `stdin`; its output must have the tokens of `expected` (split at white space).
-
-    With `tolerance` > 0 two tokens that are both decimal numbers may differ as in `CallTest`.
-    """
-
-    stdin: str
-    expected: str
-    tolerance: float = 0.0
-
-
-@dataclass(frozen=True)
-class AssertTest:
-    """A script of assertions (the style of HumanEval and MBPP) that runs in a process of its own and calls the
-    candidate in another. Where it defines `check` and the program names its `entry`, it ends with `check(entry)`."""
-
-    code: str
-
-
-Test = CallTest | StdioTest | AssertTest
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from itertools import islice
 
 import numpy as np
 
-from trueline.data.code_formats import CallTest, Problem
+from trueline.data.code_formats import Problem
 from trueline.data.splits import assign
 from trueline.errors import InputError
 from trueline.seeds import generator
 from trueline.tasks import code_grammar as grammar
 from trueline.tasks.code_grammar import FAMILIES, KINDS, OPERATIONS, REDUCERS, Operation, Program, Reducer, Step
-from trueline.types import Demonstration, Pair, Prompt
+from trueline.types import CallTest, Demonstration, Pair, Prompt
 
 __all__ = ["ENTRY", "SPLITS", "TIERS", "CodeWorld", "Dials", "Specification"]
 
