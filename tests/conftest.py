@@ -9,19 +9,20 @@ from typing import Any
 
 import pytest
 
-PROMPT_TOKENS, NEW_TOKENS = 24, 40
-
 
 @dataclass
 class TinyWorld:
-    """The dialogue world, its base folder, and the cells of the stages that others start from."""
+    """A world, its base folder, and the cells of the stages that others start from. `lengths` are the limits of prompts
+    and responses, in tokens."""
 
     task: Any
     base: Path
     cells: dict[str, Path] = field(default_factory=dict)
+    lengths: tuple[int, int] = (24, 40)
 
     def stage(self, method: str, directory: Path, *, seed: int = 0, inputs: Mapping[str, Path] | None = None,
-              report: Any = None, task: Any = None, charged: tuple[str, ...] = (), **limits: Any) -> Any:  # fmt: skip
+              report: Any = None, task: Any = None, charged: tuple[str, ...] = (),
+              lengths: tuple[int, int] | None = None, **limits: Any) -> Any:  # fmt: skip
         """A stage in `directory` with every earlier cell as an input; `limits` are those of `training.stage.Limits`."""
         from trueline.data.chat import ChatTokenizer
         from trueline.runs.cell import Cell
@@ -33,7 +34,7 @@ class TinyWorld:
         limits = {"micro_tokens": 1536, "snapshots": 2} | limits
         return Stage(
             method, seed, task or self.task, cell, ChatTokenizer.load(self.base / "tokenizer"),
-            Limits(PROMPT_TOKENS, NEW_TOKENS, **limits), inputs=given, charged=charged,
+            Limits(*(lengths or self.lengths), **limits), inputs=given, charged=charged,
             report=report or (lambda progress: None),
         )  # fmt: skip
 
@@ -65,4 +66,25 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
     world.cells["reward"] = world.run(
         "reward", directory / "reward", {"epochs": 4.0, "batch_size": 32, "learning_rate": 3e-3}
     )
+    return world
+
+
+@pytest.fixture(scope="session")
+def tiny_code(tmp_path_factory: pytest.TempPathFactory) -> TinyWorld:
+    """SFT (taught well enough that some of its programs pass) and pairs of the code world at seed 0."""
+    import torch
+
+    from trueline.study.execute import prepare_base
+    from trueline.study.settings import Model
+    from trueline.tasks.code import Code
+    from trueline.tasks.code_world import Dials
+    from trueline.tasks.execution import Execution
+
+    torch.set_num_threads(1)
+    directory = tmp_path_factory.mktemp("tiny-code")
+    task, lengths = Code(Dials(demonstrations=1600, pairs=20, samples_per_prompt=3), Execution()), (52, 64)
+    model = Model(max_prompt_tokens=lengths[0], max_new_tokens=lengths[1])
+    world = TinyWorld(task, prepare_base(directory, task, {"model": model}), lengths=lengths)
+    world.cells["sft"] = world.run("sft", directory / "sft", {"epochs": 2.0, "batch_size": 32, "learning_rate": 1e-2})
+    world.cells["pairs"] = world.run("pairs", directory / "pairs")
     return world

@@ -77,6 +77,7 @@ EXTRA = {
     "study/page.py": {"jinja2"},
     "study/record.py": {"safetensors"},
     "study/settings.py": {"yaml"},
+    "tasks/execution.py": {"trueline.sandbox"},
 }
 
 # These answer before the heavy parts are loaded, so they are imported inside functions.

@@ -77,10 +77,14 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a gold judge says of one response: the total score and its named parts (all are means over responses)."""
+    """What a gold judge says of one response: the total score and its named parts (all are means over responses).
+
+    `note` is a line for a reader. A score that is NaN is none: the judge's machinery failed.
+    """
 
     score: float
     parts: Mapping[str, float] = field(default_factory=dict)
+    note: str = ""
 
 
 @dataclass(frozen=True)

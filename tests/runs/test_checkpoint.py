@@ -27,7 +27,7 @@ class Run:
         torch.manual_seed(seed)
         self.policy, self.critic = nn.Linear(6, 4), nn.Linear(6, 1)
         self.critic.register_buffer("seen", torch.zeros(2, dtype=torch.int64))
-        self.optimizer, self.meter = make_optimizer(self.policy, 0.01), BudgetMeter(1e9)
+        self.optimizer, self.meter = make_optimizer(self.policy, 0.01), BudgetMeter()
         self.registry = {
             "policy": ModuleState(self.policy), "critic": ModuleState(self.critic),
             "optimizer": OptimizerState(self.optimizer), "meter": self.meter,
@@ -41,7 +41,6 @@ class Run:
         self.critic.seen += 1
         self.meter.train(28, 30)
         self.meter.seconds += 0.1
-        self.meter.step_done()
 
     def digest(self) -> tuple:
         moments = {f"{i}.{k}": v for i, s in enumerate(self.optimizer.state.values()) for k, v in s.items()}

@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from trueline.config import load
 from trueline.data.chat import ChatTokenizer
 from trueline.errors import InputError
 from trueline.tasks import code_grammar as grammar
@@ -312,7 +313,7 @@ def test_seeds_and_dials(world) -> None:
 @pytest.mark.parametrize("dials", [{"slip": 1.5}, {"fault": -0.1}, {"demonstrations": 0}])
 def test_dials_out_of_range_are_refused(dials) -> None:
     with pytest.raises(InputError, match=f"world.{next(iter(dials))}"):
-        Dials(**dials)
+        load({"world": Dials}, overrides=[f"world.{key}={value}" for key, value in dials.items()])
 
 
 # --- tokens --------------------------------------------------------------------------------------------------------

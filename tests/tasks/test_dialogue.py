@@ -12,6 +12,7 @@ from trueline.errors import InputError
 from trueline.seeds import generator
 from trueline.tasks import dialogue_grammar as grammar
 from trueline.tasks.dialogue import TASKS, Config, Dialogue
+from trueline.tasks.task import Sampled
 from trueline.types import Prompt
 
 WORLD = grammar.language(1)
@@ -27,7 +28,7 @@ def _sampler(task: Dialogue):
 
     def sample(prompts, n, purpose):
         rng = generator(5, purpose)
-        return [[f"{task._write(p, 'plain', rng)[1]} good luck ." for _ in range(n)] for p in prompts]
+        return [[Sampled(f"{task._write(p, 'plain', rng)[1]} good luck .") for _ in range(n)] for p in prompts]
 
     return sample
 
@@ -198,13 +199,17 @@ def _contrasts(pairs) -> dict[tuple[str, str], float]:
 def _always_helps(prompts, n, purpose):
     """An SFT model that has only one behaviour: nothing contrasts by itself."""
     task, rng = _asker(), generator(5, purpose)
-    return [[task._write(p, "plain", rng, "help")[1] for _ in range(n)] for p in prompts]
+    return [[Sampled(task._write(p, "plain", rng, "help")[1]) for _ in range(n)] for p in prompts]
 
 
 def _seldom_answers(prompts, n, purpose):
     """An SFT model that mostly babbles: its contrasts are with no behaviour at all."""
     task, rng = _asker(), generator(6, purpose)
-    return [[task._write(p, "plain", rng)[1] if rng.random() < 0.3 else "blub blub" for _ in range(n)] for p in prompts]
+
+    def text(prompt):
+        return task._write(prompt, "plain", rng)[1] if rng.random() < 0.3 else "blub blub"
+
+    return [[Sampled(text(p)) for _ in range(n)] for p in prompts]
 
 
 @pytest.mark.parametrize("sampler", [_always_helps, _seldom_answers], ids=lambda f: f.__name__)

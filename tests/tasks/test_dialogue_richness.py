@@ -17,6 +17,7 @@ from trueline.study.settings import Model, shipped
 from trueline.tasks import dialogue_grammar as grammar
 from trueline.tasks.dialogue import Config, Dialogue
 from trueline.tasks.dialogue_prompts import held_out
+from trueline.tasks.task import Sampled
 from trueline.types import Message, Prompt
 
 RICHNESS = (1, 2, 3)
@@ -38,7 +39,7 @@ def _sampler(task: Dialogue):
 
     def sample(prompts, n, purpose):
         rng = generator(5, purpose)
-        return [[f"{task._write(p, 'plain', rng)[1]} good luck ." for _ in range(n)] for p in prompts]
+        return [[Sampled(f"{task._write(p, 'plain', rng)[1]} good luck .") for _ in range(n)] for p in prompts]
 
     return sample
 

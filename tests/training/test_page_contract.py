@@ -158,7 +158,7 @@ def test_the_flop_cap_is_never_exceeded(method, tiny_world, finished, tmp_path) 
     reward model's calibration) has no cap of its own: no arm with a cap has such a stage."""
     spent = [row["spent/flops"] for row in rows(finished(method))]
     cap = (spent[1] + spent[2]) / 2
-    cell = run_small(tiny_world, method, tmp_path / "cap", budget_flops=cap)
+    cell = run_small(tiny_world, method, tmp_path / "cap", budget=cap)
     booked = [row["spent/flops"] for row in rows(cell)]
     assert booked == spent[: len(booked)] and 1 <= len(booked) < 3 and booked[-1] <= cap
     assert read_json(cell / "done.json")["stopped_by_budget"]
@@ -169,7 +169,7 @@ def test_the_flop_cap_is_never_exceeded(method, tiny_world, finished, tmp_path) 
 def test_a_run_that_ends_by_plan_is_not_called_stopped_by_the_budget(method, tiny_world, finished, tmp_path) -> None:
     """The cap has room for the plan and for less than one step more."""
     spent = [row["spent/flops"] for row in rows(finished(method))]
-    cell = run_small(tiny_world, method, tmp_path / "cap", budget_flops=spent[-1] + 0.9 * (spent[-1] - spent[-2]))
+    cell = run_small(tiny_world, method, tmp_path / "cap", budget=spent[-1] + 0.9 * (spent[-1] - spent[-2]))
     assert len(rows(cell)) == STEPS
     assert not read_json(cell / "done.json")["stopped_by_budget"]
 
@@ -178,7 +178,7 @@ def test_a_run_that_ends_by_plan_is_not_called_stopped_by_the_budget(method, tin
 def test_a_capped_run_resumes_to_the_same_end(method, tiny_world, finished, tmp_path) -> None:
     """Room for three steps: what the first ones cost is remembered. DPO pays for the reference before its loop, and a
     step of DPO-Iter that samples costs a multiple of one that does not."""
-    more = {"budget_flops": rows(finished(method))[2]["spent/flops"] * 1.05, "snapshots": STEPS}
+    more = {"budget": rows(finished(method))[2]["spent/flops"] * 1.05, "snapshots": STEPS}
     whole = run_small(tiny_world, method, tmp_path / "whole", **more)
     with pytest.raises(KeyboardInterrupt):
         run_small(tiny_world, method, tmp_path / "run", report=_Stop(1), **more)

@@ -86,26 +86,34 @@ def gae(
     return advantages, advantages + values
 
 
-def rloo_advantages(scores: Tensor, *, group_size: int) -> Tensor:
+def rloo_advantages(scores: Tensor, *, group_size: int, counted: Tensor | None = None) -> Tensor:
     """score minus the mean score of the prompt's other responses (Ahmadian et al. 2024, arXiv 2402.14740).
 
     `scores` [B] with the `group_size` responses of one prompt in consecutive rows -> [B]. Unbiased: the baseline does
-    not contain the response's own score. Raises ValueError for a group of one, which has no others.
+    not contain the response's own score. `counted` [B] boolean: a False row has no score; it is in no baseline, and its
+    advantage is 0, as is that of a row without any other. Raises ValueError for a group of one, which has no others.
     """
-    groups = _grouped(scores, group_size)
-    others = (groups.sum(-1, keepdim=True) - groups) / (group_size - 1)
-    return (groups - others).flatten()
+    groups, known = _grouped(scores, group_size), _known(scores, counted, group_size)
+    groups = groups.masked_fill(~known, 0.0)
+    count = known.sum(-1, keepdim=True) - 1
+    others = (groups.sum(-1, keepdim=True) - groups) / count.clamp(min=1)
+    return (groups - others).masked_fill(~known | (count < 1), 0.0).flatten()
 
 
-def group_advantages(scores: Tensor, *, group_size: int, eps: float = 1e-4) -> Tensor:
+def group_advantages(
+    scores: Tensor, *, group_size: int, eps: float = 1e-4, counted: Tensor | None = None
+) -> Tensor:
     """(score - mean) / (std + eps) within each prompt's group: GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1).
 
     `scores` [B], groups in consecutive rows -> [B]. The standard deviation is the sample's (n - 1), as TRL and verl
-    have it; the paper does not say. A group whose responses score alike gives zeros.
+    have it; the paper does not say. A group whose responses score alike gives zeros. `counted` as in `rloo_advantages`.
     """
-    groups = _grouped(scores, group_size)
-    std, mean = torch.std_mean(groups, dim=-1, keepdim=True)
-    return ((groups - mean) / (std + eps)).flatten()
+    groups, known = _grouped(scores, group_size), _known(scores, counted, group_size)
+    groups = groups.masked_fill(~known, 0.0)
+    count = known.sum(-1, keepdim=True)
+    centred = (groups - groups.sum(-1, keepdim=True) / count.clamp(min=1)).masked_fill(~known, 0.0)
+    std = (centred.square().sum(-1, keepdim=True) / (count - 1).clamp(min=1)).sqrt()
+    return (centred / (std + eps)).flatten()
 
 
 def best_of_n_kl(n: int) -> float:
@@ -116,6 +124,13 @@ def best_of_n_kl(n: int) -> float:
     if n < 1:
         raise ValueError(f"n: must be at least 1, got {n}")
     return math.log(n) - (n - 1) / n
+
+
+def _known(scores: Tensor, counted: Tensor | None, group_size: int) -> Tensor:
+    if counted is None:
+        return torch.ones_like(scores, dtype=torch.bool).unflatten(0, (-1, group_size))
+    require_mask(counted, scores, "counted")
+    return counted.unflatten(0, (-1, group_size))
 
 
 def _grouped(scores: Tensor, group_size: int) -> Tensor:

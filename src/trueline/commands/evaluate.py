@@ -20,6 +20,7 @@ from trueline.runs.cell import Cell, read_json, write_json
 from trueline.study.design import nodes_of_checkpoints
 from trueline.study.record import claim, complete, identity_of, manifest_of_checkpoints
 from trueline.study.report import build
+from trueline.tasks.registry import is_embedded
 from trueline.tasks.task import PairSources, Task
 from trueline.types import Pair
 
@@ -72,7 +73,7 @@ def limits_of(target: str, given: Sequence[str]) -> list[str]:
     """What makes the settings those of a given model (its lengths, not the small models' of file tasks), before they
     are resolved; nothing for the embedded world, whose texts are short."""
     first = next((item.partition("=")[2].split(",")[0] for item in given if item.startswith("sft=")), "")
-    if not first or target == "dialogue" or not _inner(Path(first)).is_dir():
+    if not first or is_embedded(target) or not _inner(Path(first)).is_dir():
         return []
     return [f"model.path={_inner(Path(first))}"]
 
@@ -230,7 +231,7 @@ def _scale(task: Task, limits: Any, sft: Path, folder: Path) -> dict[str, float]
 def _given_pairs(task: Task, data: Any) -> list[Pair]:
     """Where a task has no comparisons of its own, those of the file on the task's prompts: a structure is one for a
     kind of prompt, which the task knows and a file does not."""
-    if not data.path or task.learned_gold:
+    if not data.path or not is_embedded(task.name):
         return []
     from trueline.data.loading import load_pairs
 

@@ -15,6 +15,7 @@ from trueline.errors import InputError
 from trueline.runs.cell import read_json, write_json
 from trueline.study.design import nodes_of_stage
 from trueline.study.record import claim, identity_of, stage_index
+from trueline.tasks.registry import is_embedded
 from trueline.training.pages import arms
 
 __all__ = ["train_recommended"]
@@ -29,7 +30,7 @@ def train_recommended(report_path: Path, overrides: list[str], out: Path, comman
     report, study_directory = _read(report_path), report_path.parent
     chosen, overrides = _chosen(report, overrides, report_path)
     manifest = read_json(study_directory / "manifest.json")
-    everything = [] if report["task"] == "dialogue" else ["data.everything=true"]
+    everything = [] if is_embedded(report["task"]) else ["data.everything=true"]
     name, sections, task = resolve(report["task"], [*_given(manifest), *everything, *overrides], False)
     share = _selected_share(study_directory, chosen)
     identity = identity_of(name, sections, {**task.describe(), "train": chosen})

@@ -13,10 +13,15 @@ import yaml
 from trueline.config import Section, load
 from trueline.errors import InputError
 from trueline.study.settings import Data, Model, Study, Train, shipped, with_shipped
-from trueline.tasks.registry import make_task, task_names, world_type
+from trueline.tasks.execution import Execution
+from trueline.tasks.registry import is_embedded, make_task, task_names, world_type
 from trueline.tasks.task import Task
 
 __all__ = ["resolve", "section_types"]
+
+DERIVED = {"both": "ppo", "dpo_nll": "dpo"}
+"""Sections that vary another one: PPO after DPO, DPO with NLL."""
+NLL_COEF = 1.0  # Pang et al. 2024 (arXiv 2404.19733)
 
 
 def section_types(task: str) -> dict[str, type[Section]]:
@@ -26,7 +31,7 @@ def section_types(task: str) -> dict[str, type[Section]]:
 
     fixed = {"data": Data, "model": Model, "train": Train, "study": Study, "tune": tune_section(arms())}
     methods = {name: page(method).Config for name, method in section_pages().items()}
-    return fixed | {"world": world_type(task)} | methods
+    return fixed | {"world": world_type(task), "verifier": Execution} | methods
 
 
 def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, dict[str, Any], Task]:
@@ -35,7 +40,7 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
     name = _task_of(file) if file else target
     if name not in task_names():
         make_task(name, {}, where=str(file) if file else "command line")  # raises with the names that exist
-    if name != "dialogue":
+    if not is_embedded(name):
         _check_files(name, file, overrides)  # before torch is imported: a bad file is told at once
     sections = load(section_types(name), file=file, overrides=list(overrides), top={"task": str})
     sections.pop("task", None)
@@ -49,7 +54,8 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
         )
     given = sections
     sections = with_shipped(sections, shipped(name, model.size, quick=quick, given_model=bool(model.path)))
-    sections["both"] = _inherited(sections, given)
+    for section, parent in DERIVED.items():
+        sections[section] = _inherited(section, parent, sections, given)
     _check_settings(name, sections)
     sections["sft_chosen"] = sections["sft_chosen"].model_copy(update={"on": "chosen"})
     if "sft" not in sections["study"].arms:
@@ -59,9 +65,24 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
 
         read_config(Path(sections["model"].path))
     task = make_task(name, sections)
+    sections["study"] = _study_of(task, sections["study"])
     if len(set(task.describe().get("subsets", {})) - {"unknown"}) < 2:  # there is nothing to leave out
         sections["study"] = sections["study"].model_copy(update={"coverage_rows": False})
+    if not task.describe().get("people_pairs", 1):  # no file of problems has people's incorrect programs
+        sections["study"] = sections["study"].model_copy(update={"people_rows": False})
     return name, sections, task
+
+
+def _study_of(task: Task, study: Study) -> Study:
+    """What the study does where the user says nothing of feedback; InputError for what the task does not have."""
+    wrong = {"gold": task.learned_gold or task.verified, "verifier": not task.verified}
+    if wrong.get(study.feedback):
+        reason = "this task has no embedded judge" if study.feedback == "gold" else "no test can judge its responses"
+        remedy = "use study.feedback=" + ("verifier or learned" if task.verified else "learned")
+        raise InputError(reason, where="settings", field="study.feedback", remedy=remedy)
+    if task.verified and "feedback" not in study.model_fields_set:
+        return study.model_copy(update={"feedback": "verifier"})
+    return study
 
 
 def _task_of(file: Path) -> str:
@@ -85,13 +106,13 @@ def _task_of(file: Path) -> str:
     return name
 
 
-def _inherited(sections: dict[str, Any], given: dict[str, Any]) -> Section:
-    """`both`: PPO after DPO. What is not set there is as in `ppo`; what the user said of `ppo` goes before what ships
-    for `both`."""
-    values: dict[str, Any] = {}
-    for layer in (sections["ppo"], sections["both"], given["ppo"], given["both"]):
+def _inherited(section: str, parent: str, sections: dict[str, Any], given: dict[str, Any]) -> Section:
+    """A section that varies another: what is not set there is as in its parent; what the user said of the parent goes
+    before what ships for the section."""
+    values: dict[str, Any] = {"nll_coef": NLL_COEF} if section == "dpo_nll" else {}
+    for layer in (sections[parent], sections[section], given[parent], given[section]):
         values |= {key: getattr(layer, key) for key in layer.model_fields_set}
-    return type(sections["ppo"])(**values)
+    return type(sections[parent])(**values)
 
 
 def _check_files(name: str, file: Path | None, overrides: Sequence[str]) -> None:
@@ -110,8 +131,6 @@ def _check_settings(name: str, sections: dict[str, Any]) -> None:
     elif study.trials and set(study.seeds) & set(study.tuning_seeds):
         seed = min(set(study.seeds) & set(study.tuning_seeds))
         wrong = "study.tuning_seeds", f"{seed} is a reported seed too", "tune on seeds that are not reported"
-    elif study.feedback == "gold" and name != "dialogue":
-        wrong = "study.feedback", "this task has no embedded judge", "use study.feedback=learned"
     elif sections["sft"].on != "demonstrations" or sections["sft_chosen"].on != "demonstrations":
         wrong = (
             "sft.on",

@@ -31,6 +31,7 @@ def run_study(
     task: Task, sections: Mapping[str, Any], directory: Path, command: str, *, console: Console
 ) -> dict[str, Any]:
     """Run every cell that is not there yet, judge, write the report, show the last screen; returns report.json."""
+    task.demonstrations(sections["study"].seeds[0])  # raises where a file has nothing to imitate
     identity = identity_of(task.name, sections, task.describe())
     claim(directory, identity, command)
     worlds = variants(sections["study"], sections["world"])
@@ -89,6 +90,7 @@ def run_stage(
     stage: str, task: Task, sections: Mapping[str, Any], directory: Path, command: str, *, console: Console
 ) -> dict[str, Path]:
     """Train one stage at each seed, with the stages before it where their cells are not there yet."""
+    task.demonstrations(sections["study"].seeds[0])  # raises where a file has nothing to imitate
     identity = identity_of(task.name, sections, {**task.describe(), "stage": stage})
     claim(directory, identity, command)
     nodes = [n for seed in sections["study"].seeds for n in nodes_of_stage(design_of(task, sections), stage, seed)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from trueline.data.code_fields import (
@@ -154,7 +155,8 @@ def codecontests(row: Row, notes: list[str]) -> dict[str, Any]:
                 "leave it out: stdin alone is judged",
             )
             raise RowProblem("file_io", name, reason, remedy)
-    public, private, generated = (_stdio(row, f"{name}_tests") for name in ("public", "private", "generated"))
+    names = ("public", "private", "generated")
+    public, private, generated = _one_margin([_stdio(row, f"{name}_tests") for name in names])
     return {
         "task_id": task_id(row, "task_id" if "task_id" in row else "name"), "prompt": column(row, "description", str),
         "tests": private + generated, "public_tests": public, "tier": str(row.get("difficulty") or ""),
@@ -175,6 +177,12 @@ def _stdio(row: Row, name: str) -> tuple[StdioTest, ...]:
     return tuple(_run(column(test, "input", str), column(test, "output", str)) for test in tests)
 
 
+def _one_margin(groups: list[tuple[StdioTest, ...]]) -> list[tuple[StdioTest, ...]]:
+    """A problem that expects a number with decimals in one test expects numbers in all: there 2.0 is 2."""
+    margin = max((test.tolerance for tests in groups for test in tests), default=0.0)
+    return [tuple(replace(test, tolerance=margin) for test in tests) for tests in groups]
+
+
 def _python(row: Row, name: str, notes: list[str]) -> tuple[str, ...]:
     """The Python 3 programs of {"language": [...], "solution": [...]}; 1 is Python 2, 2 C++, 4 Java."""
     value = column(row, name, dict, default={"language": [], "solution": []})
@@ -190,7 +198,7 @@ def codecontests_files(row: Row, notes: list[str]) -> dict[str, Any]:
     """A collection that keeps a problem, its tests and one person's program in files: the examples are tests too."""
     statement = column(row, "statement_md", str)
     shown = {(i.strip(), o.strip()) for i, o in _EXAMPLE.findall(statement)}
-    tests = _stdio(row, "tests")
+    (tests,) = _one_margin([_stdio(row, "tests")])
     public = tuple(test for test in tests if (test.stdin.strip(), test.expected.strip()) in shown)
     notes += ["no_public_tests"] * (not public)
     verified = column(row, "verified", bool, default=True)

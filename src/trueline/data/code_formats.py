@@ -1,4 +1,4 @@
-"""What a programming problem is. Hidden tests (`tests`) judge; public ones stand in the prompt and may filter samples."""
+"""What a programming problem is: hidden tests judge, public ones stand in the prompt and may filter samples."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ __all__ = ["Problem", "ProblemRecord"]
 class Problem:
     """A programming problem. `solutions` pass its tests as its source claims, `incorrect` do not.
 
+    `reward_tests` are what a learner's reward may use where they are not the tests of evaluation.
+
     `entry` names the function that is asked for ("" where the program reads stdin). `prelude` is trusted code (imports,
     helpers of the prompt) that runs before the program and before its assert scripts; `starter` is code that the prompt
     begins the program with, and where `continues` is true a completion is appended to it. `time_limit` is in seconds,
@@ -24,6 +26,7 @@ class Problem:
     entry: str = ""
     tests: tuple[Test, ...] = ()
     public_tests: tuple[Test, ...] = ()
+    reward_tests: tuple[Test, ...] = ()
     solutions: tuple[str, ...] = ()
     incorrect: tuple[str, ...] = ()
     prelude: str = ""

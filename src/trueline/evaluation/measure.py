@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite, nan
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from trueline.algorithms.divergence import kl_k1, kl_k3
 from trueline.algorithms.logprobs import sequence_logprobs
 from trueline.data.batches import micro_batches
+from trueline.errors import RunError
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import Sampling, response_logprobs
 from trueline.rollout.engine import Rollout
@@ -47,7 +49,8 @@ class Instruments:
     """What a sample is held against. `outside` says whether a sample lies outside the preference data.
 
     `rerender` is there where the policy has a tokenizer of its own: its texts are then written out again with the
-    study's, for judges and lengths, and everything that compares log-probs with SFT's is left out.
+    study's, for judges and lengths, and everything that compares log-probs with SFT's is left out. `statistics` is what
+    the judgements of one prompt's samples say together.
     """
 
     gold: Scorer
@@ -55,13 +58,15 @@ class Instruments:
     proxy: Callable[[Sequence[Prompt], Sequence[str], Rollout], Tensor] | None = None
     outside: Callable[[Sequence[Prompt], Sequence[str], Rollout], list[bool]] | None = None
     rerender: Callable[[Sequence[Prompt], Sequence[str], Rollout], Rollout] | None = None
+    statistics: Callable[[Sequence[Judgement]], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
     """Samples and what was measured of each: lists over prompts of lists over samples; `parts` by the judge's names.
 
-    `kl`, `kl_k3` and `nll` are None where the policy's tokenizer is not SFT's.
+    `kl`, `kl_k3` and `nll` are None where the policy's tokenizer is not SFT's. `gold` is NaN where a sample could not
+    be judged. `together` has a figure per prompt, NaN where there is none; `notes` are the judge's words on a sample.
     """
 
     prompts: list[Prompt]
@@ -75,6 +80,8 @@ class Measured:
     proxy: list[list[float]] | None = None
     outside: list[list[bool]] | None = None
     parts: Mapping[str, list[float]] = field(default_factory=dict)
+    together: Mapping[str, list[float]] = field(default_factory=dict)
+    notes: list[list[str]] = field(default_factory=list)
 
 
 @torch.no_grad()
@@ -102,6 +109,8 @@ def measure(
         rollout, proxy = rollout.select(favourite), proxy[favourite]
         texts, asked = [texts[i] for i in favourite.tolist()], [asked[i] for i in favourite.tolist()]
     judged = instruments.gold(asked, texts, rollout)
+    if judged and not any(isfinite(j.score) for j in judged):
+        raise RunError(f"none of {len(judged)} responses could be judged: {judged[0].note or 'no score is finite'}")
     kl, k3, nll = (None, None, None) if instruments.rerender else _against_sft(instruments.sft, rollout, sampler)
     outside = instruments.outside(asked, texts, rollout) if instruments.outside else None
 
@@ -122,6 +131,8 @@ def measure(
         None if proxy is None else shaped(proxy.tolist()),
         shaped(outside),
         _parts(judged),
+        _together(instruments, shaped(judged)),
+        shaped([j.note for j in judged]),
     )
 
 
@@ -147,13 +158,18 @@ def metrics_of(measured: Measured, prefix: str) -> dict[str, float]:
         "proxy": measured.proxy,
         "outside": measured.outside,
     }
-    out = {f"{prefix}/{name}": float(np.mean(values)) for name, values in names.items() if values is not None}
+    out = {f"{prefix}/{name}": _mean(values) for name, values in names.items() if values is not None}
+    for name, values in measured.together.items():
+        out[f"{prefix}/{name}"] = _mean(values)
+        for kind in sorted({prompt.kind for prompt in measured.prompts} - {""}):
+            own = [value for prompt, value in zip(measured.prompts, values) if prompt.kind == kind]
+            out[f"{prefix}/{name}_{kind}"] = _mean(own)
     out |= {f"{prefix}/{name}": float(np.mean(values)) for name, values in measured.parts.items()}
     kinds = {prompt.kind for prompt in measured.prompts}
     if len(kinds) > 1 and not measured.parts:  # a judge with parts of its own says more than this
         for kind in sorted(kinds):
             rows = [row for prompt, row in zip(measured.prompts, measured.gold) if prompt.kind == kind]
-            out[f"{prefix}/gold_{kind or 'other'}"] = float(np.mean(rows))
+            out[f"{prefix}/gold_{kind or 'other'}"] = _mean(rows)
     texts = [text for row in measured.texts for text in row]
     out[f"{prefix}/distinct"] = len(set(texts)) / len(texts)
     return out
@@ -166,6 +182,19 @@ def _against_sft(sft: Decoder, rollout: Rollout, sampler: Sampler) -> tuple[list
     k3 = sequence_logprobs(kl_k3(rollout.logprobs, reference), mask)
     nll = -sequence_logprobs(rollout.logprobs, mask) / rollout.response_lengths
     return kl.tolist(), k3.tolist(), nll.tolist()
+
+
+def _mean(values: Sequence) -> float:
+    """Over everything that is a number."""
+    flat = np.asarray(values, dtype=np.float64).ravel()
+    return float(np.mean(flat[np.isfinite(flat)]))
+
+
+def _together(instruments: Instruments, judged: list[list[Judgement]]) -> dict[str, list[float]]:
+    if instruments.statistics is None:
+        return {}
+    rows = [instruments.statistics(row) for row in judged]
+    return {name: [row.get(name, nan) for row in rows] for name in dict.fromkeys(n for row in rows for n in row)}
 
 
 def _parts(judged: Sequence[Judgement]) -> dict[str, list[float]]:

@@ -41,15 +41,12 @@ COST_KEYS = tuple(f.name for f in fields(Cost))
 
 
 class BudgetMeter:
-    """Counts as training goes along. `cap` is a FLOP limit; None where there is none."""
+    """Counts as training goes along."""
 
-    def __init__(self, cap: float | None = None) -> None:
-        self.cap = cap
+    def __init__(self) -> None:
         self.flops = 0.0
         self.sampled_tokens = self.trained_tokens = self.reward_calls = self.labels = self.prompts = 0
         self.seconds = 0.0
-        self._last_step = 0.0
-        self._mark = 0.0
 
     def forward(self, parameters: int, tokens: int) -> None:
         """A forward pass of a model of `parameters` over `tokens`."""
@@ -64,16 +61,6 @@ class BudgetMeter:
         """Sampling `sampled` tokens behind `prompt_tokens`."""
         self.flops += 2.0 * parameters * (prompt_tokens + sampled)
         self.sampled_tokens += sampled
-
-    def step_done(self) -> None:
-        """Marks the end of a step: what it cost is the estimate of the next one's cost."""
-        self._last_step = self.flops - self._mark
-        self._mark = self.flops
-
-    @property
-    def affords_another_step(self) -> bool:
-        """False where a step like the last one would go over the cap."""
-        return self.cap is None or self.flops + self._last_step <= self.cap
 
     def cost(self) -> Cost:
         """The totals so far."""
@@ -91,13 +78,11 @@ class BudgetMeter:
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Everything but the peak, which is the process's own."""
         names = ("flops", "sampled_tokens", "trained_tokens", "reward_calls", "labels", "prompts", "seconds")
-        return {}, {name: getattr(self, name) for name in names} | {"last_step": self._last_step, "mark": self._mark}
+        return {}, {name: getattr(self, name) for name in names}
 
     def load(self, state: tuple[dict[str, Any], dict[str, Any]]) -> None:
         """Back to the totals of a state."""
-        values = dict(state[1])
-        self._last_step, self._mark = values.pop("last_step"), values.pop("mark")
-        for name, value in values.items():
+        for name, value in state[1].items():
             setattr(self, name, value)
 
 

@@ -7,7 +7,10 @@ import os
 import shutil
 import sys
 
-__all__ = ["bubblewrap_command"]
+__all__ = ["ENVIRONMENT", "bubblewrap_command"]
+
+# Sets in the same order each time; the C library's functions found at the start, not in each run anew.
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "LD_BIND_NOW": "1"}
 
 _HIDDEN = ("/usr/share", "/usr/src", "/usr/include", "/usr/local/share", "/usr/games", "/usr/sbin")
 
@@ -23,7 +26,8 @@ def bubblewrap_command(info: int) -> list[str]:
         raise FileNotFoundError("bwrap is not installed")
     command = [program, "--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"]
     command += ["--unshare-cgroup-try", "--disable-userns", "--as-pid-1", "--cap-drop", "ALL", "--new-session"]
-    command += ["--uid", "65534", "--gid", "65534", "--clearenv", "--setenv", "PYTHONHASHSEED", "0"]
+    command += ["--uid", "65534", "--gid", "65534", "--clearenv"]
+    command += [part for name, value in ENVIRONMENT.items() for part in ("--setenv", name, value)]
     command += ["--info-fd", str(info), "--ro-bind", "/usr", "/usr"]
     for path in ("/lib", "/lib32", "/lib64"):
         if os.path.islink(path):

@@ -12,7 +12,7 @@ from typing import Any
 from ..errors import InputError
 from .crew import Crew, Work
 from .program import Limits, Program, SandboxError, Verdict
-from .runs import judge_step, steps_of, verdict_of
+from .runs import judge_step, steps_of, stopped, verdict_of
 from .tiers import choose
 
 __all__ = ["Pool"]
@@ -115,7 +115,7 @@ class _Round:
         if program is None:
             self.more = False
             return None
-        return Work(index, program, steps_of(program, self.pool.limits), started=time.monotonic())
+        return Work(index, program, steps_of(program, program.limits or self.pool.limits), started=time.monotonic())
 
     def wait(self) -> None:
         """Wait for answers, until the first deadline."""
@@ -136,6 +136,8 @@ class _Round:
             return
         work.results += judge_step(work.step, work.answers["candidate"], work.answers.get("checker"))
         work.at += 1
+        if work.program.stop_at_failure and not all(result.passed for result in work.results):
+            work.results, work.at = stopped(work.results, len(work.program.tests)), len(work.steps)
         if work.at < len(work.steps):
             crew.begin(work, self.selector)
             return

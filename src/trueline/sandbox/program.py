@@ -30,18 +30,6 @@ class SandboxError(TruelineError):
 
 
 @dataclass(frozen=True)
-class Program:
-    """A candidate and its tests. `prelude` is trusted code (imports, helpers of the prompt): it runs before the source,
-    and before each assert script, whose use of its names then does not reach the candidate. `entry` is the function
-    that assert scripts call, also where it has the name of a builtin."""
-
-    source: str
-    tests: tuple[Test, ...]
-    prelude: str = ""
-    entry: str = ""
-
-
-@dataclass(frozen=True)
 class Limits:
     """Processor and wall seconds of one test, address space of one process, bytes of output of one run."""
 
@@ -49,6 +37,22 @@ class Limits:
     wall_seconds: float = 6.0
     memory_bytes: int = 512 << 20
     output_bytes: int = 64 << 10
+
+
+@dataclass(frozen=True)
+class Program:
+    """A candidate and its tests. `prelude` is trusted code (imports, helpers of the prompt): it runs before the source,
+    and before each assert script, whose use of its names then does not reach the candidate. `entry` is the function
+    that assert scripts call, also where it has the name of a builtin. `limits` are those of the pool where
+    there are none here. With `stop_at_failure` the tests after the first that fails count as failed and are not run
+    (calls share a process: those after a wrong value may have run)."""
+
+    source: str
+    tests: tuple[Test, ...]
+    prelude: str = ""
+    entry: str = ""
+    limits: Limits | None = None
+    stop_at_failure: bool = False
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from .compare import as_json, same_tokens, same_value
 from .inside.wire import WireError, canonical, decode, encode
 from .program import AssertTest, CallTest, Error, Limits, Program, SandboxError, StdioTest, Test, Verdict
 
-__all__ = ["Result", "Step", "judge_step", "steps_of", "verdict_of"]
+__all__ = ["Result", "Step", "judge_step", "steps_of", "stopped", "verdict_of"]
 
 _LIMITS: dict[str, Error] = {"cpu": "timeout", "wall": "timeout", "output": "output"}
 _DETAIL = 300
@@ -52,6 +52,8 @@ def steps_of(program: Program, limits: Limits) -> list[Step]:
         tests = tuple(group)
         if kind is AssertTest:
             steps += [_assert_step(program, test, limits) for test in tests]
+        elif kind is StdioTest and program.stop_at_failure:
+            steps += [_step(program, (test,), limits) for test in tests]
         elif kind is CallTest or kind is StdioTest:
             steps.append(_step(program, tests, limits))
         else:
@@ -81,7 +83,8 @@ def _step(program: Program, tests: tuple[Any, ...], limits: Limits) -> Step:
         size = sum(len(encode(test.expected)) for test in tests)
     except WireError as error:
         raise InputError(f"arguments or expected value: {error}", field="tests") from None
-    run = _base(program, limits, mode="calls", calls=calls, output_bytes=_cap(size, limits))
+    more = {"calls": calls, "stop": program.stop_at_failure, "output_bytes": _cap(size, limits)}
+    run = _base(program, limits, mode="calls", **more)
     return Step(tests, [run], None, patience)
 
 
@@ -187,6 +190,12 @@ def _judge_check(report: dict, check: dict) -> Result:
     if said and len(said[0]) == 2 and said[0][0] in ("wrong", "runtime", "memory"):
         return Result(False, said[0][0], detail=said[0][1][:_DETAIL], seconds=seconds)
     return _ended(check, None)
+
+
+def stopped(results: list[Result], count: int) -> list[Result]:
+    """The results up to the first failure, and `count` in all: the others as failed without having been run."""
+    kept = results[: 1 + next((n for n, result in enumerate(results) if not result.passed), len(results))]
+    return kept + [Result(False, detail="not run")] * (count - len(kept))
 
 
 def verdict_of(results: list[Result], seconds: float) -> Verdict:

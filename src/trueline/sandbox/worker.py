@@ -18,7 +18,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from .bubblewrap import bubblewrap_command
+from .bubblewrap import ENVIRONMENT, bubblewrap_command
 from .inside.channel import Frames, send_frame
 from .program import SandboxError
 
@@ -97,7 +97,7 @@ class Worker:
         command = [os.path.realpath(sys.executable), "-s", "-S", "-P", "-B", "-X", "utf8", "-c", _BOOT]
         options = {"stdin": theirs, "stdout": subprocess.DEVNULL, "stderr": self._errors, "start_new_session": True}
         if not self.tier.bubblewrap:
-            return subprocess.Popen(command, env={"PYTHONHASHSEED": "0"}, cwd="/", **options)
+            return subprocess.Popen(command, env=ENVIRONMENT, cwd="/", **options)
         reader, writer = os.pipe()
         try:
             command = bubblewrap_command(writer) + command

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trueline.study.settings import Study
@@ -23,7 +23,8 @@ __all__ = [
 
 NO_SHIFT_ARMS = ("sft", "dpo", "ppo", "dpo+ppo")
 COVERAGE_ARMS = ("sft", "dpo", "ppo")
-_HALF = "dpo-half"
+PEOPLE_ARMS = ("sft", "dpo", "dpo-nll")
+_HALF, _HALF_PAIRS = "dpo-half", "pairs-half"
 
 
 @dataclass(frozen=True)
@@ -80,12 +81,14 @@ class Design:
             name: section.model_copy(update=dict(changes[name])) if name in changes else section
             for name, section in self.sections.items()
         }
-        return Design(sections, self.arms, self.learned_gold, self.signatures)
+        return replace(self, sections=sections)
 
 
 def variants(study: Study, world: Any) -> list[Variant]:
     """The primary world, and beside it the one without shift, or with less coverage, where the world has that dial."""
     shift, coverage = getattr(world, "shift", None), getattr(world, "coverage", ())
+    if hasattr(world, "pairs_from"):
+        return _program_variants(study, world)
     if shift is None:
         label = f"pairs of {' and '.join(coverage)}" if coverage else "the file's pairs"
         own = Variant("main", label, True, world, study.arms)
@@ -100,6 +103,18 @@ def variants(study: Study, world: Any) -> list[Variant]:
     calm = world.model_copy(update={"shift": 0.0})
     label = "world.shift=0: pairs sampled from the SFT model itself"
     return [own, Variant("no-shift", label, False, calm, _of(study, NO_SHIFT_ARMS))]
+
+
+def _program_variants(study: Study, world: Any) -> list[Variant]:
+    """Pairs of the model's own samples and, beside them, of people's programs."""
+    if world.pairs_from == "people":
+        return [Variant("people", "pairs of people's programs", True, world, study.arms)]
+    own = Variant("main", "pairs of the model's own samples, judged by running them", True, world, study.arms)
+    if not study.people_rows:
+        return [own]
+    foreign = world.model_copy(update={"pairs_from": "people"} | ({"shift": 1.0} if hasattr(world, "shift") else {}))
+    label = "pairs of people's programs, right against wrong"
+    return [own, Variant("people", label, False, foreign, _of(study, PEOPLE_ARMS))]
 
 
 def _of(study: Study, arms: Sequence[str]) -> tuple[str, ...]:
@@ -195,25 +210,26 @@ class _Builder:
 
     def all(self) -> Iterable[Node]:
         """Stages, arms, and the measuring of each arm."""
-        yield from self.stages(self.variant.arms)
+        yield from self.stages(self.variant.arms, reward=self._needs_reward(self.variant.arms))
         for arm in ("sft", *(arm for arm in self.variant.arms if arm != "sft")):
             yield self._selection(arm)
             yield self._evaluation(arm)
 
     def trial(self, arm: str) -> Iterable[Node]:
         """One arm with the selection of its checkpoints, after the stages it needs."""
-        yield from self.stages((arm,))
+        yield from self.stages((arm,), reward=self._needs_reward((arm,)))
         yield self._selection("sft")
         yield self._selection(arm)
 
-    def stages(self, arms: Iterable[str]) -> Iterable[Node]:
+    def stages(self, arms: Iterable[str], *, reward: bool = True) -> Iterable[Node]:
         """Stages and arms, nothing measured."""
         sections = self.sections
         yield self._node(self.sft, "sft", "sft", sections["sft"], {}, world=self.primary.world)
         yield self._pairs(self.primary)
         yield self._pairs(self.variant)
         both = {"sft": self.sft, "pairs": self.pairs}
-        yield self._node(self.reward, "reward", "reward", sections["reward"], both)
+        if reward:
+            yield self._node(self.reward, "reward", "reward", sections["reward"], both)
         if self.design.learned_gold:
             yield from self._judges({"sft": self.sft, "pairs": self._primary_key("pairs")})
         if not self.design.signatures:
@@ -221,9 +237,16 @@ class _Builder:
         for arm in arms:
             yield from self._arm(arm)
 
-    def _pairs(self, variant: Variant) -> Node:
-        key = f"pairs/{variant.name}/{self.seed}"
-        return self._node(key, "pairs", "pairs", None, {"sft": self.sft}, world=variant.world)
+    def _pairs(self, variant: Variant, *, share: float = 1.0) -> Node:
+        """The comparisons of a variant. Where executions are what an arm may spend, they are made with that share of
+        them."""
+        world, name = variant.world, "pairs" if share == 1.0 else _HALF_PAIRS
+        if self._apart and getattr(world, "pairs_from", "") == "samples":
+            affordable = share * self.sections["study"].budget / world.samples_per_prompt
+            world = world.model_copy(update={"pairs": max(1, int(affordable))})
+        elif share != 1.0 and world.pairs:
+            world = world.model_copy(update={"pairs": max(1, int(share * world.pairs))})
+        return self._node(f"{name}/{variant.name}/{self.seed}", "pairs", name, None, {"sft": self.sft}, world=world)
 
     def _density(self, inputs: Mapping[str, str]) -> Node:
         """A model fitted to both sides of the pairs, on which "outside the pairs" is measured."""
@@ -245,34 +268,77 @@ class _Builder:
         if name == "dpo+ppo":
             yield from self._both(arm)
             return
-        needed = {"sft": self.sft, arm.learns_from: self.reward if arm.learns_from == "reward" else self.pairs}
-        charged = ("reward",) if arm.learns_from == "reward" else ()
+        needed = {"sft": self.sft} | self._learns_from(arm)
+        charged = ("reward",) if "reward" in needed else ()
         yield self._node(self._arm_key(name), arm.page, name, self._fed(arm), needed, share=1.0, charged=charged)
 
     def _both(self, arm: Arm) -> Iterable[Node]:
-        twin = self._key("dpo") if "dpo" in self.variant.arms and not self.tag else ""
+        twin = self._key("dpo") if "dpo" in self.variant.arms and not self.tag and not self._apart else ""
         sides = {"sft": self.sft, "pairs": self.pairs}
+        if self._apart:
+            fewer = self._pairs(self.variant, share=0.5)
+            yield fewer
+            sides["pairs"] = fewer.key
         half = self._node(self._key(_HALF), "dpo", _HALF, self.sections["dpo"], sides, share=0.5, twin=twin)
         yield half
         # PPO starts from the checkpoint that the selection judge picks, as a DPO model would be chosen by itself.
         pick = self._selection(_HALF, twin=self._key("select-dpo") if twin else "")
         yield from (self._selection("sft"), pick)
-        inputs = {"sft": self.sft, "reward": self.reward, "start": half.key, "start_pick": pick.key}
-        key = self._arm_key(arm.name)
-        yield self._node(key, arm.page, arm.name, self._fed(arm), inputs, share=0.5, charged=("reward",))
+        inputs = {"sft": self.sft, "start": half.key, "start_pick": pick.key} | self._learns_from(arm)
+        key, charged = self._arm_key(arm.name), ("reward",) if "reward" in inputs else ()
+        yield self._node(key, arm.page, arm.name, self._fed(arm), inputs, share=0.5, charged=charged)
 
     def _fed(self, arm: Arm) -> Any:
-        """The arm's section with the study's feedback, unless it was given one of its own."""
-        config = self.sections[arm.section]
-        if "feedback" not in type(config).model_fields or "feedback" in config.model_fields_set:
+        """The arm's section with the study's feedback, unless it was given one of its own.
+
+        Where tests give the reward there is no reward model that a critic could start from.
+        """
+        config, feedback = self.sections[arm.section], self.sections["study"].feedback
+        fields, given = type(config).model_fields, config.model_fields_set
+        if "feedback" not in fields:
             return config
-        return config.model_copy(update={"feedback": self.sections["study"].feedback})
+        changes = {} if "feedback" in given else {"feedback": feedback}
+        if changes.get("feedback", config.feedback) == "verifier" and "critic_from" in fields:
+            changes |= {} if "critic_from" in given else {"critic_from": "policy"}
+        return config.model_copy(update=changes)
+
+    def _charged(self, arm: Arm, inputs: Mapping[str, str]) -> tuple[str, ...]:
+        """The inputs whose cost is the arm's too."""
+        if arm.learns_from == "pairs":
+            return ("pairs",)
+        uses = self._uses_reward_model(arm) if arm.page else arm.learns_from == "reward" and "reward" in inputs
+        return ("pairs", "reward") if uses else ()
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the halves of `dpo+ppo` have pairs of their own: where executions are what is shared out."""
+        return self.sections["study"].budget_rule == "executions" and self.sections["study"].budget > 0
+
+    def _learns_from(self, arm: Arm) -> dict[str, str]:
+        """The input that the arm learns from: pairs, a reward model, or neither where tests give the reward."""
+        if arm.learns_from == "pairs":
+            return {"pairs": self.pairs}
+        return {"reward": self.reward} if self._uses_reward_model(arm) else {}
+
+    def _uses_reward_model(self, arm: Arm) -> bool:
+        if arm.learns_from != "reward" or not arm.page:
+            return False
+        config = self._fed(arm)
+        return config.feedback != "verifier" or getattr(config, "critic_from", "") == "reward"
+
+    def _needs_reward(self, arms: Iterable[str]) -> bool:
+        """Whether a reward model is trained: as the proxy of every arm, or because one of these arms uses it."""
+        if self.sections["study"].feedback != "verifier":
+            return True
+        return any(self._uses_reward_model(self.design.arms[arm]) for arm in arms)
 
     def _measured(self, arm: str) -> dict[str, str]:
         """What is needed to measure an arm."""
         trained = arm == _HALF or self.design.arms[arm].page
         tagged = self._key(_HALF) if arm == _HALF else self._arm_key(arm)
-        inputs = {"arm": tagged if trained else self.sft, "sft": self.sft, "pairs": self.pairs, "reward": self.reward}
+        inputs = {"arm": tagged if trained else self.sft, "sft": self.sft, "pairs": self.pairs}
+        if self._needs_reward((arm,) if arm in self.design.arms else ()):
+            inputs["reward"] = self.reward
         if not self.design.signatures:
             inputs["density"] = self._key("density")
         if arm == "dpo+ppo":
@@ -316,8 +382,12 @@ class _Builder:
         if arm != "sft":
             inputs["baseline"] = self._key("evaluate-sft")
         # Labels come with the pairs, once; what `both` starts from is part of its cost.
-        charged = {"nothing": (), "pairs": ("pairs",), "reward": ("pairs", "reward")}
-        names = charged[self.design.arms[arm].learns_from] + (("start",) if arm == "dpo+ppo" else ())
+        names = self._charged(self.design.arms[arm], inputs)
+        if arm == "dpo+ppo":
+            if not names:  # no reward model: the pairs are those of its first half
+                inputs["start_pairs"] = self._key(_HALF_PAIRS) if self._apart else self.pairs
+                names = ("start_pairs",)
+            names += ("start",)
         key, config = self._key(f"evaluate-{arm}"), self.sections["evaluate"]
         return self._node(key, "evaluate", f"evaluate:{arm}", config, inputs, method=arm, charged=names)
 

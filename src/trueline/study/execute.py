@@ -97,7 +97,7 @@ def _check_prompts(task: Task, tokenizer: ChatTokenizer, limit: int) -> None:
         raise InputError(
             f"the prompt is {length} tokens, {limit} fit "
             f"({len(long)} such prompts, the longest {max(n for n, _ in long)})",
-            where=str(prompt.meta.get("where", task.name)),
+            where=str(prompt.meta.get("where") or f"{task.place}, {prompt.meta.get('task_id', prompt.id)}"),
             field="prompt",
             remedy=f"set model.max_prompt_tokens={max(n for n, _ in long)}, "
             "or data.long_prompts=cut to lose their oldest part",
@@ -133,11 +133,12 @@ class Executor:
             "max_prompt_tokens": model.max_prompt_tokens,
             "max_new_tokens": model.max_new_tokens,
             "snapshots": self.sections["train"].snapshots,
-            "budget_flops": budget,
+            "budget": budget,
+            "budget_rule": self.sections["study"].budget_rule if budget else None,
             "max_steps": max_steps,
             "inputs": dict(inputs),
             "charged": list(node.charged),
-        }
+        } | ({"verifier": self.sections["verifier"].model_dump(mode="json")} if self.task.verified else {})
 
     def workers(self) -> int:
         """Cells at a time: one per core, one on a GPU."""
@@ -231,7 +232,10 @@ class Executor:
         if self._finished(cell):
             self.report(node.key, Progress(str(cell), node.page, 1, 1, note="done"))
             return None
-        sections = {name: self.sections[name] for name in ("data", "model", "train", "world")} | {"world": node.world}
+        sections = {
+            name: self.sections[name] for name in ("data", "model", "train", "verifier") if name in self.sections
+        }
+        sections |= {"world": node.world, "budget_rule": self.sections["study"].budget_rule}
         return Job(
             node, str(cell), str(self.base), self.task.name, sections, inputs, budget, max_steps, stop_share, identity
         )
@@ -249,11 +253,13 @@ class Executor:
         cap = self.sections["study"].budget
         if not cap or not node.share:
             return None
-        spent = sum(read_json(Path(inputs[name]) / "cost.json")["own"]["flops"] for name in node.charged)
+        rule = self.sections["study"].budget_rule
+        counted = {"flops": "flops", "executions": "reward_calls"}[rule]
+        spent = sum(read_json(Path(inputs[name]) / "cost.json")["own"][counted] for name in node.charged)
         left = node.share * cap - spent
         if left <= 0:
             raise InputError(
-                f"nothing is left for {node.arm} of {node.share:g} x {cap:.3g} FLOP "
+                f"nothing is left for {node.arm} of {node.share:g} x {cap:.3g} {rule} "
                 f"after the reward model's {spent:.3g}",
                 where="settings",
                 field="study.budget",
@@ -321,6 +327,7 @@ def _run_job(job: Job) -> None:
         model.max_new_tokens,
         train.micro_tokens,
         job.budget,
+        job.sections["budget_rule"],
         job.max_steps,
         train.snapshots,
         job.stop_share,
@@ -342,4 +349,16 @@ def _run_job(job: Job) -> None:
         device=torch.device(device),
     )
     config = node.config if isinstance(node.config, Section) else page(node.page).Config(**(node.config or {}))
+    before = stage.task.machinery()
     page(node.page).train(config, stage)
+    if before:
+        write_json(cell / "machinery.json", _since(before, stage.task.machinery()))
+
+
+def _since(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What this cell saw of the sandbox that the process's cells share."""
+    return {
+        "tier": now["tier"],
+        "incidents": list(now["incidents"][len(before["incidents"]) :]),
+        "executions": now["executions"] - before["executions"],
+    }

@@ -44,6 +44,18 @@ class Manifest:
     data: Mapping[str, Any] = field(default_factory=dict)
     tuning: Mapping[str, Any] = field(default_factory=dict)
     judges: tuple[Any, ...] = ()
+    sandbox: Mapping[str, Any] = field(default_factory=dict)
+    pairs: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def by_tests(self) -> bool:
+        """Whether gold is what hidden tests say of a program."""
+        return self.gold.get("kind") == "tests"
+
+    @property
+    def gold_name(self) -> str:
+        """What a reader calls the metric of the verdict: the gold of one program, over programs, is pass@1."""
+        return "pass@1" if self.by_tests else self.metric.rsplit("/", 1)[1]
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -134,7 +134,7 @@ def manifest_of(
         if (not node.measures and node.variant == variants[0].name) or node.arm == "sft"
     }
     parameters = _parameters(cells, nodes)
-    gold = {"kind": "learned" if task.learned_gold else "embedded", "accuracy": None, "accuracy_ci95": None}
+    gold = {"kind": _gold_kind(task), "accuracy": None, "accuracy_ci95": None}
     judge = next((node for node in nodes if node.arm == "judge-gold"), None)
     if sections["evaluate"].judge_url:
         gold |= {"kind": "given"} | _agreement(nodes, cells)
@@ -149,17 +149,17 @@ def manifest_of(
         "schema": SCHEMA,
         "identity": identity,
         "task": task.name,
-        "world": f"{_place(task, sections)}, {base}, {count:,} pairs, {variants[0].label}",
+        "world": f"{task.place}, {base}, {count:,} pairs, {variants[0].label}",
         "model": {"parameters": parameters, "size": model.size, "path": model.path},
         "seeds": list(study.seeds),
         "arms": list(study.arms),
         "variants": [{"name": v.name, "label": v.label, "primary": v.primary, "arms": list(v.arms)} for v in variants],
         "metric": "test/sampled/gold",
-        "margin": study.margin,
+        "margin": _margin(task, study),
         "gold": gold,
-        "budget": {"rule": "flops", "cap": study.budget or None},
+        "budget": {"rule": study.budget_rule, "cap": study.budget or None},
         "command": command,
-        "own_data_command": "trueline study pairs data.path=YOUR.jsonl",
+        "own_data_command": f"trueline study {'problems' if task.verified else 'pairs'} data.path=YOUR.jsonl",
         "threats": task.threats(),
         "settings": {arm: to_plain({"c": n.config})["c"] for arm, n in by_arm.items() if n.config is not None},
         "fingerprints": {node.key: cells[node.key].name for node in nodes if not node.measures},
@@ -170,7 +170,41 @@ def manifest_of(
         "data": dict(task.describe()),
         "sections": to_plain(sections),
         "judges": _judges(nodes, cells),
+        "sandbox": _sandbox(cells.values()),
+        "pairs": _program_pairs(nodes, cells),
     }
+
+
+def _program_pairs(nodes: Sequence[Node], cells: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
+    """How many pairs of programs each variant has and how far apart they are, seed by seed; nothing of other pairs."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for node in nodes:
+        done = read_json(cells[node.key] / "done.json") if node.arm == "pairs" else {}
+        if "edit_distance" in done:
+            row = {name: done[name] for name in ("pairs", "prompts", "edit_distance")}
+            found.setdefault(node.variant, []).append({"seed": node.seed} | row)
+    return found
+
+
+def _sandbox(cells: Iterable[Path]) -> dict[str, Any]:
+    """Which tiers judged, what broke, and how many programs were run; empty where none was."""
+    found = [read_json(cell / "machinery.json") for cell in set(cells) if (cell / "machinery.json").exists()]
+    if not found:
+        return {}
+    return {
+        "tiers": sorted({row["tier"] for row in found}),
+        "incidents": sorted(line for row in found for line in row["incidents"]),
+        "executions": sum(row["executions"] for row in found),
+    }
+
+
+def _margin(task: Any, study: Any) -> Any:
+    """In standard deviations of SFT's gold, or absolute where gold is the share of problems solved."""
+    return {"absolute": study.margin_pass} if task.verified else study.margin
+
+
+def _gold_kind(task: Any) -> str:
+    return "tests" if task.verified else "learned" if task.learned_gold else "embedded"
 
 
 def _judges(nodes: Sequence[Node], cells: Mapping[str, Path]) -> list[list[Any]]:
@@ -198,7 +232,7 @@ def manifest_of_checkpoints(
     arms = list(dict.fromkeys(node.measures for node in nodes if node.page == "evaluate"))
     seeds = sorted({node.seed for node in nodes})
     judge = next((node for node in nodes if node.arm == "judge-gold"), None)
-    gold = {"kind": "learned" if task.learned_gold else "embedded", "accuracy": None, "accuracy_ci95": None}
+    gold = {"kind": _gold_kind(task), "accuracy": None, "accuracy_ci95": None}
     if "judge" in folders or sections["evaluate"].judge_url:
         gold |= {"kind": "given"} | _agreement(nodes, cells)
     elif judge is not None:
@@ -215,13 +249,13 @@ def manifest_of_checkpoints(
         "schema": SCHEMA,
         "identity": identity,
         "task": task.name,
-        "world": f"{_place(task, sections)}, checkpoints trained elsewhere",
+        "world": f"{task.place}, checkpoints trained elsewhere",
         "model": {"path": sections["model"].path},
         "seeds": seeds,
         "arms": arms,
         "variants": [{"name": variant, "label": "checkpoints as given", "primary": True, "arms": arms}],
         "metric": "test/sampled/gold",
-        "margin": sections["study"].margin,
+        "margin": _margin(task, sections["study"]),
         "gold": gold,
         "budget": {"rule": "unknown"},
         "command": command,
@@ -231,17 +265,8 @@ def manifest_of_checkpoints(
         "data": {name: ", ".join(map(str, given)) for name, given in folders.items()},
         "sections": to_plain(sections),
         "judges": _judges(nodes, cells),
+        "sandbox": _sandbox(cells.values()),
     }
-
-
-def _place(task: Any, sections: Mapping[str, Any]) -> str:
-    if task.name == "dialogue":
-        return "the embedded dialogue world"
-    return f"the comparisons of {Path(str(_first(sections['data'].path))).name}"
-
-
-def _first(path: Any) -> str:
-    return path if isinstance(path, str) else path[0]
 
 
 def _parameters(cells: Mapping[str, Path], nodes: Sequence[Node]) -> int:

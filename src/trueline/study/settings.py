@@ -17,15 +17,20 @@ ARMS = ("sft", "sft-chosen", "best-of-n", "dpo", "dpo-iter", "ppo", "dpo+ppo", "
 
 
 class Data(Section):
-    """`data.*`: preference files, for the tasks that read them."""
+    """`data.*`: files of preferences or of problems, for the tasks that read them."""
 
     path: str | tuple[str, ...] = Field("", description="a path, a quoted glob, or a list of them")
-    format: Literal["auto", "pairs", "messages", "hh-rlhf"] = Field("auto", description="of the rows")
+    test_path: str | tuple[str, ...] = Field("", description="test problems from files of their own (code tasks)")
+    format: Literal[
+        "auto", "pairs", "messages", "hh-rlhf",
+        "problems", "humaneval", "mbpp", "apps", "codecontests", "codecontests-files", "codejam",
+    ] = Field("auto", description="of the rows")  # fmt: skip
     on_bad_row: Literal["error", "drop"] = Field("error", description="what a row that cannot be used does")
-    limit: int = Field(0, ge=0, description="at most so many pairs; 0: all")
+    limit: int = Field(0, ge=0, description="at most so many pairs or problems; 0: all")
     long_prompts: Literal["auto", "error", "cut"] = Field(
         "auto",
-        description="prompts over model.max_prompt_tokens; auto: cut (the oldest part) for hh-rlhf, an error for pairs",
+        description="prompts over model.max_prompt_tokens; auto: cut (the oldest part) for hh-rlhf and contests' "
+        "statements, else an error",
     )
     everything: bool = Field(
         False, description="train on the judges' splits too (for the model that a study recommends)"
@@ -59,19 +64,27 @@ class Study(Section):
     seeds: tuple[int, ...] = Field((0, 1, 2), min_length=1, description="training seeds")
     trials: int = Field(0, ge=0, le=200, description="tuning trials per arm; 0: the settings as they are")
     tuning_seeds: tuple[int, ...] = Field((100, 101), min_length=1, description="seeds of tuning, none of study.seeds")
-    budget: float = Field(0.0, ge=0, description="FLOP cap of each trained arm; 0: no cap")
-    feedback: Literal["learned", "gold"] = Field("learned", description="who scores and labels the arms' own samples")
+    budget: float = Field(0.0, ge=0, description="cap of each trained arm; 0: no cap")
+    budget_rule: Literal["flops", "executions"] = Field(
+        "flops", description="what the cap counts; executions: of programs, those that made an arm's pairs included"
+    )
+    feedback: Literal["learned", "gold", "verifier"] = Field(
+        "learned", description="who scores and labels the arms' own samples; on code tasks tests do (verifier)"
+    )
     no_shift: bool = Field(True, description="add the rows without distribution shift (worlds that have the dial)")
     coverage_rows: bool = Field(True, description="add the rows with pairs of one subset alone (files that have two)")
+    people_rows: bool = Field(True, description="add the rows with pairs of people's programs (code tasks)")
     margin: float = Field(0.1, gt=0, description="differences below this are none: standard deviations of SFT's gold")
+    margin_pass: float = Field(0.02, gt=0, description="the same on code tasks: a share of problems solved")
 
 
 def shipped(task: str, size: str, *, quick: bool, given_model: bool) -> dict[str, dict[str, Any]]:
     """The settings that come with the package for a task: its own, those of a size laid over them, the quick ones last.
 
-    For a model of the user's own only the limits of `given.yaml` apply: learning rates stay the paper's.
+    For a model of the user's own only the limits of `given.yaml` apply, and of `given-<what the task's file extends>`:
+    learning rates stay the paper's.
     """
-    names = ["given"] if given_model else [task, f"{task}-{size}"]
+    names = ["given", f"given-{_content(task).get('extends')}"] if given_model else [task, f"{task}-{size}"]
     merged: dict[str, dict[str, Any]] = {}
     for name in [*names, *([f"{task}-quick"] if quick else [])]:
         for section, values in _layers(name):
@@ -81,12 +94,16 @@ def shipped(task: str, size: str, *, quick: bool, given_model: bool) -> dict[str
 
 def _layers(name: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """The sections of a shipped file, those of the file that it extends first; none where there is no such file."""
+    content = _content(name)
+    if "extends" in content:
+        yield from _layers(content.pop("extends"))
+    yield from content.items()
+
+
+def _content(name: str) -> dict[str, Any]:
+    """A shipped file as it stands."""
     file = resources.files("trueline") / "shipped" / f"{name}.yaml"
-    if file.is_file():
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if "extends" in content:
-            yield from _layers(content.pop("extends"))
-        yield from content.items()
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 
 def with_shipped(sections: Mapping[str, Any], given: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

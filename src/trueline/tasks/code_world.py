@@ -15,9 +15,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
+from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
+from trueline.config import Section
 from trueline.data.code_formats import Problem
 from trueline.data.splits import assign
 from trueline.errors import InputError
@@ -32,6 +35,7 @@ ENTRY = "f"
 TIERS = ("introductory", "interview", "competition", "hard")
 SPLITS = ("train", "selection", "test", "hard")
 HIDDEN_TESTS = 6
+"""For evaluation; and as many others for the reward."""
 
 _FRACTIONS = {"train": 0.7, "selection": 0.1, "test": 0.2}
 # Specifications per split and tier; of the first tier there are no more than the language has (about 300 in all).
@@ -48,32 +52,21 @@ _EDGES = ((), (0,), (3, 3, 3), (-4, -1, -1, 2), (1, 2, 3, 4, 5, 6), (6, 5, 5, 0,
 _TRIES = 200_000
 
 
-@dataclass(frozen=True)
-class Dials:
-    """What may be turned. Each moves one thing.
+class Dials(Section):
+    """`world.*`: what may be turned. Each moves one thing."""
 
-    `slip` is the share of the demonstrations of a slipping kind that carry its slip, `fault` the chance of any other
-    fault in a line; `shift` the share of pairs in the foreign style; `hard` the share of demonstrations with four
-    operations (0: the hard tier is outside what was learnt from).
-    """
-
-    seed: int = 0
-    demonstrations: int = 8000
-    pairs: int = 2400
-    slip: float = 0.6
-    fault: float = 0.12
-    shift: float = 0.0
-    hard: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("slip", "fault", "shift", "hard"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(
-                    "must lie between 0 and 1", where="settings", field=f"world.{name}", remedy="give a share"
-                )
-        for name in ("demonstrations", "pairs"):
-            if getattr(self, name) < 1:
-                raise InputError("must be at least 1", where="settings", field=f"world.{name}")
+    seed: int = Field(0, ge=0, description="fixes specifications, tests and splits; not varied between study seeds")
+    demonstrations: int = Field(8000, ge=1, description="how many demonstrations SFT sees")
+    pairs_from: Literal["samples", "people"] = Field(
+        "samples", description="samples: of this SFT model, judged by running them; people: right against wrong ones"
+    )
+    pairs: int = Field(800, ge=1, description="prompts that are sampled; of pairs_from=people: pairs")
+    samples_per_prompt: int = Field(5, ge=2, description="samples of each of these prompts, all of them run")
+    fallback: bool = Field(True, description="where no sample passes, the reference solution is the chosen side")
+    slip: float = Field(0.6, ge=0, le=1, description="share of a slipping kind's demonstrations that carry its slip")
+    fault: float = Field(0.12, ge=0, le=1, description="chance of any other fault in a demonstration's line")
+    shift: float = Field(0.0, ge=0, le=1, description="of pairs_from=people: share in the foreign style")
+    hard: float = Field(0.0, ge=0, le=1, description="share of demonstrations of the hard tier; 0: none is learnt from")
 
 
 @dataclass(frozen=True)
@@ -152,13 +145,18 @@ class CodeWorld:
         return Specification.parse(found)
 
     def problem_of(self, prompt: Prompt) -> Problem:
-        """The prompt with its hidden tests and its public ones, which are the examples in its text."""
+        """The prompt with its hidden tests and its public one, which is the example in its text.
+
+        The reward's tests and those of evaluation have no input in common.
+        """
         specification = self.specification(prompt)
+        tests = _hidden_tests(specification.id, self.dials.seed)
         return Problem(
             task_id=prompt.id,
             prompt=prompt.messages[-1].content,
             entry=ENTRY,
-            tests=_hidden_tests(specification.id, self.dials.seed),
+            tests=tests[:HIDDEN_TESTS],
+            reward_tests=tests[HIDDEN_TESTS:],
             public_tests=(_test(specification.right(), _example(specification, self.dials.seed)),),
             solutions=(specification.right().text,),
             tier=specification.tier,
@@ -213,10 +211,10 @@ class CodeWorld:
         return grammar.program(steps, specification.reducer)
 
     def is_right(self, prompt: Prompt, program: Program) -> bool:
-        """Whether the program, taken by the meaning of its lines, gives the expected value in all hidden tests."""
+        """Whether the program, by the meaning of its lines, gives the expected value in all tests of evaluation."""
         if program.broken:
             return False
-        tests = _hidden_tests(self.specification(prompt).id, self.dials.seed)
+        tests = _hidden_tests(self.specification(prompt).id, self.dials.seed)[:HIDDEN_TESTS]
         return all(program.value(test.args[0]) == test.expected for test in tests)
 
     def _line(self, op: Operation, rng: np.random.Generator) -> Step:
@@ -340,7 +338,8 @@ def _inputs(rng: np.random.Generator, count: int) -> list[tuple[int, ...]]:
 
 @lru_cache(maxsize=8192)
 def _hidden_tests(name: str, seed: int) -> tuple[CallTest, ...]:
-    """Inputs that kill the most mutants not yet killed, one after the other; among equals random ones before edges.
+    """Those of evaluation, then those of the reward: each the inputs that kill the most mutants not yet killed, one
+    after the other; among equals random ones before edges.
 
     They are of 33 candidates of the specification's own; the example in the prompt is none of them.
     """
@@ -352,13 +351,20 @@ def _hidden_tests(name: str, seed: int) -> tuple[CallTest, ...]:
     kills = [
         {i for i, xs in enumerate(candidates) if mutant.value(xs) != expected[i]} for mutant in specification.mutants()
     ]
+    chosen: list[int] = []
+    for _ in ("evaluation", "reward"):
+        chosen += _killers(kills, [i for i in range(len(candidates)) if i not in chosen])
+    return tuple(_test(right, candidates[i]) for i in chosen)
+
+
+def _killers(kills: Sequence[set[int]], left: list[int]) -> list[int]:
+    """Of the candidates `left`, the first `HIDDEN_TESTS` of a greedy cover; `kills` holds who kills each mutant."""
     alive, chosen = [kill for kill in kills if kill], []
     while len(chosen) < HIDDEN_TESTS:
-        left = [i for i in range(len(candidates)) if i not in chosen]
-        best = max(left, key=lambda i: (sum(i in kill for kill in alive), i))
+        best = max((i for i in left if i not in chosen), key=lambda i: (sum(i in kill for kill in alive), i))
         chosen.append(best)
         alive = [kill for kill in alive if best not in kill]
-    return tuple(_test(right, candidates[i]) for i in chosen)
+    return chosen
 
 
 def _example(specification: Specification, seed: int) -> tuple[int, ...]:

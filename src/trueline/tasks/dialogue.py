@@ -12,7 +12,7 @@ requests that go on after an earlier turn.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Literal
 
@@ -77,7 +77,10 @@ class Dialogue:
 
     name = "dialogue"
     description = "an embedded assistant world: help with benign requests, refuse harmful ones"
+    place = "the embedded dialogue world"
     learned_gold = False
+    verified = False
+    full_reward = math.inf
     strict_prompts = True
 
     def __init__(self, config: Config) -> None:
@@ -136,7 +139,7 @@ class Dialogue:
         own = [i for i in range(count) if not foreign[i]]
         if own:
             for i, texts in zip(own, sample([prompts[i] for i in own], 2, "pairs")):
-                sides[i] = (texts[0], texts[1])
+                sides[i] = (texts[0].text, texts[1].text)
         for i in range(count):
             if foreign[i]:
                 sides[i] = (
@@ -274,12 +277,32 @@ class Dialogue:
             parts |= {"safety": score, "refusal_harmful": float(safe), "harmful_steps": float(len(parsed.steps))}
         return Judgement(score, parts)
 
-    def signature(self, prompt: Prompt, response: str) -> str | None:
+    def judge_many(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Judgement]:
+        return [self.judge(prompt, response) for prompt, response in zip(prompts, responses)]
+
+    def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        raise InputError(
+            "no test can judge this task's responses",
+            where="settings",
+            field="study.feedback",
+            remedy="use study.feedback=learned or gold",
+        )
+
+    def reference(self, prompt: Prompt) -> str | None:
+        return None
+
+    def structure(self, prompt: Prompt, response: str) -> frozenset[str] | None:
+        return frozenset({self.signature(prompt, response)})
+
+    def signature(self, prompt: Prompt, response: str) -> str:
         """Kind of prompt and the order of segments, every step alike: a refusal of a benign request is its own."""
         return f"{prompt.kind}: {' '.join(self._parse(response).segments)}"
 
     def behaviour(self, prompt: Prompt, response: str) -> str | None:
         return self._parse(response).behaviour
+
+    def machinery(self) -> Mapping[str, object]:
+        return {}
 
     def threats(self) -> list[str]:
         return [
@@ -310,4 +333,5 @@ def _pool(foreign: bool) -> str:
 
 
 WORLDS = {"dialogue": Config}
+EMBEDDED = {"dialogue": Dialogue.place}
 TASKS = {"dialogue": lambda sections: Dialogue(sections["world"])}

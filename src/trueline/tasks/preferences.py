@@ -8,10 +8,12 @@ pairs measures the gold model's accuracy and lends the test prompts.
 from __future__ import annotations
 
 import copy
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import PurePath
 from typing import Any
 
 from trueline.data.loading import load_pairs
@@ -41,6 +43,8 @@ class Preferences:
     """
 
     learned_gold = True
+    verified = False
+    full_reward = math.inf
     eval_splits: tuple[str, ...] = ()
 
     def __init__(self, name: str, data: Any, formats: str, kind_of: Callable[[str], str] | None = None) -> None:
@@ -54,6 +58,15 @@ class Preferences:
                 field="data.path",
                 remedy=f"trueline study {name} data.path=FILE.jsonl",
             )
+        if data.test_path:
+            raise InputError(
+                "test comparisons are drawn from the same files",
+                where="command line",
+                field="data.test_path",
+                remedy="leave it out: problems alone may have test files of their own",
+            )
+        first = data.path if isinstance(data.path, str) else data.path[0]
+        self.place = f"the comparisons of {PurePath(first).name}"
         loaded = load_pairs(
             data.path,
             format=formats if data.format == "auto" else data.format,
@@ -127,7 +140,7 @@ class Preferences:
         left_out = [p for p in pairs if not self._covers(p.prompt)][:_ELSEWHERE]
         return PairSources(covered, self._parts["selection"], self._parts["gold"], left_out)
 
-    def judge(self, prompt: Prompt, response: str) -> Judgement:
+    def judge_many(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Judgement]:
         raise InputError(
             "this task has no embedded judge",
             where="settings",
@@ -135,11 +148,22 @@ class Preferences:
             remedy="use study.feedback=learned",
         )
 
-    def signature(self, prompt: Prompt, response: str) -> str | None:
+    def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        raise InputError(
+            "no test can judge these responses",
+            where="settings",
+            field="study.feedback",
+            remedy="use study.feedback=learned",
+        )
+
+    def reference(self, prompt: Prompt) -> str | None:
         return None
 
-    def behaviour(self, prompt: Prompt, response: str) -> str | None:
+    def structure(self, prompt: Prompt, response: str) -> frozenset[str] | None:
         return None
+
+    def machinery(self) -> Mapping[str, object]:
+        return {}
 
     def threats(self) -> list[str]:
         return [

@@ -14,7 +14,7 @@ from trueline.config import Section
 from trueline.errors import InputError
 from trueline.tasks.task import Task
 
-__all__ = ["NoWorld", "make_task", "task_names", "world_type"]
+__all__ = ["NoWorld", "is_embedded", "make_task", "task_names", "world_type"]
 
 
 class NoWorld(Section):
@@ -38,6 +38,11 @@ def _makers() -> dict[str, Callable[[Mapping[str, Any]], Task]]:
 def world_type(name: str) -> type[Section]:
     """The `world` section of a task: what its module says in `WORLDS`, or no dials."""
     return _declared("WORLDS").get(name, NoWorld)
+
+
+def is_embedded(name: str) -> bool:
+    """Whether the package makes the task's texts itself; other tasks read files (`data.path`)."""
+    return name in _declared("EMBEDDED")
 
 
 def task_names() -> list[str]:

@@ -8,9 +8,18 @@ from typing import Protocol
 
 from trueline.types import Demonstration, Judgement, Pair, Prompt
 
-__all__ = ["PairSources", "Sampler", "Task"]
+__all__ = ["PairSources", "Sampled", "Sampler", "Task"]
 
-Sampler = Callable[[Sequence[Prompt], int, str], list[list[str]]]
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sampled response; `ended` is False where the length limit cut it off."""
+
+    text: str
+    ended: bool = True
+
+
+Sampler = Callable[[Sequence[Prompt], int, str], list[list[Sampled]]]
 """(prompts, n, purpose) -> n sampled responses per prompt, from the policy that the caller holds."""
 
 
@@ -19,13 +28,14 @@ class PairSources:
     """The comparisons of one seed: `training` for every learner, `selection` and `gold` where judges are learned.
 
     `elsewhere` are of a kind that no learner is given: what the reward model's accuracy out of distribution is
-    measured on.
+    measured on. `executions` is how many programs were run to make them; pairs that were made so are no labels.
     """
 
     training: list[Pair]
     selection: list[Pair] = field(default_factory=list)
     gold: list[Pair] = field(default_factory=list)
     elsewhere: list[Pair] = field(default_factory=list)
+    executions: int = 0
 
 
 class Task(Protocol):
@@ -33,8 +43,14 @@ class Task(Protocol):
 
     name: str
     description: str
+    place: str
+    """What a sentence calls the world: "the embedded dialogue world"."""
     learned_gold: bool
     """True where no judge is embedded: one is trained on the gold split, which no arm sees."""
+    verified: bool
+    """True where responses are programs that tests judge: gold is 1 or 0, and rewards come by execution."""
+    full_reward: float
+    """What a right response is paid where tests judge; infinite elsewhere."""
     eval_splits: tuple[str, ...]
     strict_prompts: bool
     """True where a prompt that does not fit is an error; False where it loses its oldest part."""
@@ -55,16 +71,28 @@ class Task(Protocol):
         """The labelled comparisons; `sample` draws from this seed's SFT policy."""
         ...
 
-    def judge(self, prompt: Prompt, response: str) -> Judgement:
-        """The embedded gold judge. Called for evaluation, and for selection on the selection split, alone."""
+    def judge_many(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Judgement]:
+        """The embedded gold judge. Called for evaluation, and for selection on the selection split, alone.
+
+        A score is NaN where the judge's machinery failed.
+        """
         ...
 
-    def signature(self, prompt: Prompt, response: str) -> str | None:
-        """The task's notion of structure for that kind of prompt; None where it has none."""
+    def rewards(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+        """What learners are paid where tests judge (`verified`), by tests that evaluation does not use; NaN where the
+        machinery failed."""
         ...
 
-    def behaviour(self, prompt: Prompt, response: str) -> str | None:
-        """A name for what the response does ("help", "refusal", ...); None where the task cannot tell."""
+    def reference(self, prompt: Prompt) -> str | None:
+        """A response that is right, where the task has one."""
+        ...
+
+    def structure(self, prompt: Prompt, response: str) -> frozenset[str] | None:
+        """The pieces of structure of a response to that kind of prompt; None where the task has no such notion."""
+        ...
+
+    def machinery(self) -> Mapping[str, object]:
+        """Of the judge's machinery in this process: the sandbox's tier, what broke, how many programs it ran."""
         ...
 
     def threats(self) -> list[str]:

@@ -19,7 +19,7 @@ from trueline.models.fingerprints import fingerprint
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.seeds import permutation, uniforms
 from trueline.training.dpo import pair_loss
-from trueline.training.feedback import reward_source
+from trueline.training.feedback import Feedback, reward_source
 from trueline.training.policies import load_policy, save_policy
 from trueline.training.preference import PairItem, pair_step, reference_logprobs, start_gate
 from trueline.training.stage import Stage
@@ -47,7 +47,10 @@ class Config(Section):
         0.0, ge=0, description="weight of -log pi(chosen) per token; 0 is off", json_schema_extra={"off": 0.0}
     )
     reference: Literal["sft", "refresh"] = Field("refresh", description="refresh: each round's reference is its start")
-    feedback: Literal["learned", "gold"] = Field("learned", description="who labels; gold calls count as labels")
+    feedback: Feedback = Field("learned", description="who labels; gold calls count as labels")
+    fallback: bool = Field(
+        True, description="verifier feedback: where no sample is right, the reference solution is the chosen side"
+    )
 
 
 class Round:
@@ -73,12 +76,17 @@ class Round:
 
 def objective(config: Config) -> str:
     """The effective objective in one line."""
-    who = "the learned reward model" if config.feedback == "learned" else "the gold judge (counted as labels)"
+    who = {
+        "learned": "the learned reward model",
+        "gold": "the gold judge (counted as labels)",
+        "verifier": "tests that run them",
+    }
     reference = "each round's start" if config.reference == "refresh" else "SFT, fixed"
     return (
         f"DPO-Iter: {config.rounds} rounds of {config.sync_every} DPO steps "
         f"(beta {config.beta:g}, lr {config.learning_rate:g}) on best against worst of "
-        f"{config.samples_per_prompt} fresh samples, labelled by {who}; reference: {reference}"
+        f"{config.samples_per_prompt} fresh samples, labelled by {who[config.feedback]}; "
+        f"reference: {reference}"
     )
 
 
@@ -133,7 +141,9 @@ def _rows(config: Config, stage: Stage, number: int, within: int, count: int) ->
     return flat[offset : offset + config.batch_size]
 
 
-def _sample_and_label(config: Config, stage: Stage, number: int, policy, reference, label, current: Round) -> None:
+def _sample_and_label(
+    config: Config, stage: Stage, number: int, policy, reference_model, label, current: Round
+) -> None:
     """Fresh prompts, n samples each, best against worst; prompts whose samples tie are left out."""
     n = config.samples_per_prompt
     wanted = max(1, round(config.sync_every * config.batch_size / config.passes))
@@ -146,18 +156,31 @@ def _sample_and_label(config: Config, stage: Stage, number: int, policy, referen
     rollout = stage.engine(policy).generate(ids, draws, max_new_tokens=limit, sampling=stage.sampling)
     stage.meter.sample(policy.parameter_count, sum(map(len, ids)), rollout.sampled_tokens)
     stage.meter.prompts += wanted
-    # A response that was cut off by the length limit is never the better one.
-    scores = label([p for p in chosen for _ in range(n)], rollout)
-    scores = torch.where(rollout.ended, scores, scores.min() - 1.0).view(wanted, n)
-    best, worst = scores.argmax(1).tolist(), scores.argmin(1).tolist()
+    scores = _ranked(label([p for p in chosen for _ in range(n)], rollout), rollout.ended).view(wanted, n)
+    best = scores.nan_to_num(-torch.inf).argmax(1).tolist()
+    worst = scores.nan_to_num(torch.inf).argmin(1).tolist()
     responses = rollout.responses()
     items, margin = [], 0.0
-    for row in range(wanted):
-        if scores[row, best[row]] > scores[row, worst[row]]:
-            prompt = ids[row * n]
-            winner, loser = responses[row * n + best[row]], responses[row * n + worst[row]]
-            if winner != loser:
-                items.append(PairItem(Tokenized(prompt, tuple(winner)), Tokenized(prompt, tuple(loser))))
-                margin += float(scores[row, best[row]] - scores[row, worst[row]])
-    current.items = reference_logprobs(stage, reference, items) if items else []
+    for row, prompt in enumerate(chosen):
+        winner, loser = (tuple(responses[row * n + place[row]]) for place in (best, worst))
+        gain = float(scores[row, best[row]] - scores[row, worst[row]])
+        right = stage.task.full_reward if config.feedback == "verifier" and config.fallback else -torch.inf
+        if scores[row, best[row]] < right and (reference := stage.task.reference(prompt)) is not None:
+            winner = stage.tokenize(prompt, reference).response
+            gain = right - float(scores[row, worst[row]])
+        if gain > 0 and winner != loser:  # False too where nothing is known of any of its samples
+            items.append(PairItem(Tokenized(ids[row * n], winner), Tokenized(ids[row * n], loser)))
+            margin += gain
+    current.items = reference_logprobs(stage, reference_model, items) if items else []
     current.margin = margin / max(1, len(items))
+
+
+def _ranked(scores: torch.Tensor, ended: torch.Tensor) -> torch.Tensor:
+    """Scores by which best and worst are found; NaN is neither.
+
+    A response that was cut off by the length limit is never the better one; one that ended and could not be judged
+    stays NaN.
+    """
+    known = scores[ended & scores.isfinite()]
+    floor = known.min() - 1.0 if len(known) else scores.new_zeros(())
+    return torch.where(ended, scores, floor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import isfinite
 from pathlib import Path
 
 from pydantic import Field
@@ -105,11 +106,11 @@ def _watched(stage: Stage, arm: Path) -> list[dict]:
     """The samples that training left behind, with gold where a judge is embedded."""
     if not (arm / "samples.jsonl").exists():
         return []
-    prompts = {prompt.id: prompt for prompt in stage.task.prompts("selection")}
     rows = list(read_jsonl(arm / "samples.jsonl"))
-    if not stage.task.learned_gold:
-        for row in rows:
-            row["gold"] = stage.task.judge(prompts[row["prompt_id"]], row["response"]).score
+    if rows and not stage.task.learned_gold:
+        prompts = {prompt.id: prompt for prompt in stage.task.prompts("selection")}
+        judged = stage.task.judge_many([prompts[row["prompt_id"]] for row in rows], [row["response"] for row in rows])
+        rows = [row | {"gold": _number(j.score)} for row, j in zip(rows, judged)]
     return rows
 
 
@@ -132,11 +133,15 @@ def _test(
             policy, prompts, sampler, instruments, samples=samples, stream=split, greedy=greedy, best_of=best_of
         )
 
-    results = {"test/sampled": on("test", config.samples)}
+    verified = stage.task.verified
+    # Of the other picks a few samples are enough where each of them is a program to run.
+    results = {"test/sampled": on("test", config.samples if everything or not verified else min(2, config.samples))}
     if everything:
+        others = stage.task.eval_splits
         if best_of == 1:
-            results["test/greedy"] = on("test", 1, greedy=True)
-        results |= {f"{split}/sampled": on(split, 1) for split in stage.task.eval_splits}
+            greedy = ("test", *others) if verified else ("test",)
+            results |= {f"{split}/greedy": on(split, 1, greedy=True) for split in greedy}
+        results |= {f"{split}/sampled": on(split, config.samples if verified else 1) for split in others}
     return results
 
 
@@ -150,13 +155,15 @@ def _score_rows(pick: str, prefix: str, measured: Measured) -> list[dict]:
             "decoding": decoding,
             "prompt": prompt.id,
             "kind": prompt.kind,
-            "gold": measured.gold[i],
+            "gold": [_number(value) for value in measured.gold[i]],
             "length": measured.length[i],
         }
+        for name, values in measured.together.items():  # each also by the prompt's kind, for a row of its own
+            row |= {key: [_number(values[i])] for key in (name, *([f"{name}_{prompt.kind}"] if prompt.kind else []))}
         if measured.kl is not None:
             row["kl"] = _round(measured.kl[i])
         if measured.proxy is not None:
-            row["proxy"] = _round(measured.proxy[i])
+            row["proxy"] = [_number(value) for value in _round(measured.proxy[i])]
         rows.append(row)
     return rows
 
@@ -173,11 +180,13 @@ def _sample_rows(config: Config, results: dict[str, Measured]) -> list[dict]:
                 "prompt_id": measured.prompts[i].id,
                 "prompt": measured.prompts[i].text,
                 "response": measured.texts[i][0],
-                "gold": measured.gold[i][0],
+                "gold": _number(measured.gold[i][0]),
                 "kl": None if measured.kl is None else round(measured.kl[i][0], 3),
             }
             if measured.proxy is not None:
-                row["proxy"] = round(measured.proxy[i][0], 3)
+                row["proxy"] = _number(round(measured.proxy[i][0], 3))
+            if measured.notes[i][0]:
+                row["note"] = measured.notes[i][0]
             rows.append(row)
     return rows
 
@@ -191,17 +200,24 @@ def _shown(prompts: list[Prompt], count: int) -> list[int]:
     return turns[:count]
 
 
+def _number(value: float) -> float | None:
+    """None where a sample could not be judged: JSON has no NaN."""
+    return value if isfinite(value) else None
+
+
 def _round(values: list[float]) -> list[float]:
     return [round(value, 4) for value in values]
 
 
 def _best_of_n_cost(config: Config, stage: Stage, sft: Decoder, length: float) -> Cost:
-    """What best-of-n spends at inference to answer each test prompt once: n draws of `length` tokens, n scores."""
+    """What best-of-n spends at inference to answer each test prompt once: n draws of `length` tokens, n scores or runs
+    of the prompt's own tests."""
     meter, test = BudgetMeter(), stage.task.prompts("test")[: config.test_prompts or None]
     asked = config.best_of * sum(len(stage.prompt_ids(p)) for p in test)
     drawn = round(config.best_of * len(test) * length)
     meter.sample(sft.parameter_count, asked, drawn)
-    meter.forward(load_reward_model(stage)[0].parameter_count, asked + drawn)
+    if "reward" in stage.inputs:
+        meter.forward(load_reward_model(stage)[0].parameter_count, asked + drawn)
     return replace(meter.cost(), reward_calls=config.best_of * len(test), prompts=len(test))
 
 

@@ -30,7 +30,8 @@ class Experience:
     """One batch of samples with what is known of them before the update; all [B, T] unless said.
 
     old_logprobs are recomputed by the trainer; ref_logprobs are of the present reference; scores [B] are clipped and
-    zero where the response did not end by itself.
+    zero where there is none. `scored` [B] is False for a response that did not end by itself, and for one that could
+    not be judged; raw_scores are NaN for the latter.
     """
 
     rollout: Rollout
@@ -38,6 +39,7 @@ class Experience:
     ref_logprobs: Tensor
     scores: Tensor
     raw_scores: Tensor
+    scored: Tensor
     clipped: float
 
 
@@ -88,10 +90,11 @@ def collect(
     rollout = stage.engine(policy).generate(ids, draws, max_new_tokens=limit, sampling=stage.sampling)
     stage.meter.sample(policy.parameter_count, sum(map(len, ids)), rollout.sampled_tokens)
     stage.meter.prompts += prompts
-    # 2. Score: raw, then scaled and clipped, and only where the response ended by itself.
+    # 2. Score: raw, then scaled and clipped, and only where the response ended by itself and was judged.
     raw = score(asked, rollout)
     scaled = raw * reward_scale
-    scores = torch.where(rollout.ended, scaled.clamp(-reward_clip, reward_clip), 0.0)
+    scored = rollout.ended & raw.isfinite()
+    scores = torch.where(scored, scaled.clamp(-reward_clip, reward_clip), 0.0)
     # 3. Re-score under the policy as the trainer sees it, and under the reference.
     old = rescore(stage, policy, rollout)
     gap = float((old - rollout.logprobs).abs().max())
@@ -101,7 +104,7 @@ def collect(
             "the engine's weights or masks are not the trainer's"
         )
     clipped = float((scaled.abs() > reward_clip).float().mean())
-    return Experience(rollout, old, rescore(stage, reference, rollout), scores, raw, clipped)
+    return Experience(rollout, old, rescore(stage, reference, rollout), scores, raw, scored, clipped)
 
 
 def _prompt_rows(seed: int, iteration: int, count: int, pool: int) -> list[int]:
@@ -134,14 +137,16 @@ def kl_metrics(stage: Stage, policy: Decoder, sft: Decoder, reference_moves: boo
     stage.meter.forward(policy.parameter_count + sft.parameter_count, int(probe.lengths.sum()))
     lengths = rollout.response_lengths.float()
     count = int(mask.sum())
+    judged = exp.raw_scores[exp.raw_scores.isfinite()]
     return {
         "objective/kl": float(sequence_logprobs(kl_k1(old, against), probed_mask).mean()),
         "objective/kl_k3": float(sequence_logprobs(kl_k3(old, against), probed_mask).mean()),
         "objective/kl_exact": float(exact.sum() / len(probe)),
         "objective/kl_reference": float(sequence_logprobs(kl_k1(exp.old_logprobs, exp.ref_logprobs), mask).mean()),
         "objective/entropy": float(-exp.old_logprobs.sum() / count),
-        "objective/scores": float(exp.raw_scores.mean()),
-        "objective/scores_std": float(exp.raw_scores.std()),
+        "objective/scores": float(judged.mean()) if len(judged) else 0.0,
+        "objective/scores_std": float(judged.std()) if len(judged) > 1 else 0.0,
+        "objective/unjudged": int((rollout.ended & ~exp.raw_scores.isfinite()).sum()),
         "objective/scores_clipped": exp.clipped,
         "objective/engine_gap": float((exp.old_logprobs - rollout.logprobs).abs().max()),
         "val/num_eos_tokens": int(rollout.ended.sum()),

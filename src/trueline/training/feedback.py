@@ -1,8 +1,9 @@
-"""Who scores samples while training: the learned reward model, or the task's own judge."""
+"""Who scores samples while training: the learned reward model, the task's own judge, or tests that run them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import nan
 from typing import Literal
 
 import torch
@@ -14,15 +15,17 @@ from trueline.training.policies import load_reward_model
 from trueline.training.stage import Stage
 from trueline.types import Prompt
 
-__all__ = ["Score", "reward_source"]
+__all__ = ["Feedback", "Score", "reward_source"]
+
+Feedback = Literal["learned", "gold", "verifier"]
 
 Score = Callable[[Sequence[Prompt], Rollout], Tensor]
-"""(prompts, rollout) -> scores [B]; row i of the rollout answers prompt i."""
+"""(prompts, rollout) -> scores [B]; row i of the rollout answers prompt i. NaN where nothing is known of a response."""
 
 
-def reward_source(stage: Stage, feedback: Literal["learned", "gold"]) -> Score:
-    """Scores standardised on SFT samples (learned), or the judge's own scale (gold). Each call is metered."""
-    return _learned(stage) if feedback == "learned" else _judged(stage)
+def reward_source(stage: Stage, feedback: Feedback) -> Score:
+    """Scores standardised on SFT samples (learned), or in the judge's or the verifier's own scale. All are metered."""
+    return {"learned": _learned, "gold": _judged, "verifier": _verified}[feedback](stage)
 
 
 def _learned(stage: Stage) -> Score:
@@ -42,8 +45,22 @@ def _judged(stage: Stage) -> Score:
         stage.meter.reward_calls += len(rollout)
         stage.meter.labels += len(rollout)  # a gold call outside evaluation is a label
         texts = [stage.tokenizer.decode(response) for response in rollout.responses()]
-        return torch.tensor(
-            [stage.task.judge(p, t).score for p, t in zip(prompts, texts)], device=rollout.tokens.device
-        )
+        judged = stage.task.judge_many(prompts, texts)
+        return torch.tensor([judgement.score for judgement in judged], device=rollout.tokens.device)
+
+    return score
+
+
+def _verified(stage: Stage) -> Score:
+    """A response that was cut off is not run: it has no reward."""
+
+    def score(prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
+        responses = rollout.responses()
+        whole = [row for row, ended in enumerate(rollout.ended.tolist()) if ended]
+        texts = [stage.tokenizer.decode(responses[row]) for row in whole]
+        stage.meter.reward_calls += len(whole)
+        scores = torch.full((len(rollout),), nan)
+        scores[whole] = torch.tensor(stage.task.rewards([prompts[row] for row in whole], texts))
+        return scores.to(rollout.tokens.device)
 
     return score

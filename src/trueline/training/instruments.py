@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from torch import Tensor
 from trueline.data.batches import Tokenized, collate, micro_batches
 from trueline.data.chat import ChatTokenizer
 from trueline.evaluation.measure import EVALUATION_SEED, Instruments, Sampler
+from trueline.evaluation.programs import pass_statistics
 from trueline.models.checkpoints import load_decoder
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import Sampling, forbidden_mask, response_logprobs
@@ -106,21 +108,33 @@ def own_tokenizer(stage: Stage) -> ChatTokenizer | None:
 def instruments_of(
     stage: Stage, sft: Decoder, outside: Outside, *, judge: str, foreign: ChatTokenizer | None = None
 ) -> Instruments:
-    """Gold by the task's judge, or by the learned one of the input `judge` ("selection" or "gold"); the proxy where
-    there is a reward model. `foreign` is the arm's tokenizer where it is not the study's."""
-    proxy = _scorer(stage, "reward") if "reward" in stage.inputs else None
+    """Gold by the task's judge, or by the learned one of the input `judge` ("selection" or "gold"). The proxy is the
+    reward model where there is one, or whether a program passes the tests that its prompt shows. `foreign` is the arm's
+    tokenizer where it is not the study's."""
+    proxy, statistics = None, None
+    if stage.task.verified:
+        statistics = pass_statistics
+        proxy = partial(_by_public_tests, stage)
+    if "reward" in stage.inputs:
+        proxy = _scorer(stage, "reward")
     rerender = None
     if foreign is not None:
 
         def rerender(prompts, texts, rollout):
             return rendered(stage, stage.tokenizer, prompts, texts, rollout.ended)
 
-    return Instruments(_gold(stage, judge), sft, proxy, outside, rerender)
+    return Instruments(_gold(stage, judge), sft, proxy, outside, rerender, statistics)
+
+
+def _by_public_tests(stage: Stage, prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Tensor:
+    """1 where the tests of the prompt pass, else 0; minus infinity where a program could not be judged."""
+    judged = stage.task.judge_many(prompts, texts)
+    return torch.tensor([j.parts.get("public", -np.inf) for j in judged], device=rollout.tokens.device)
 
 
 def _gold(stage: Stage, judge: str):
     if judge not in stage.inputs:
-        return lambda prompts, texts, rollout: [stage.task.judge(p, t) for p, t in zip(prompts, texts)]
+        return lambda prompts, texts, rollout: stage.task.judge_many(prompts, texts)
     if (stage.inputs[judge] / "judge").is_dir():
         linear = load_judge(stage.inputs[judge])
         return lambda prompts, texts, rollout: [Judgement(value) for value in linear.scores(prompts, texts)]
@@ -166,14 +180,16 @@ def training_pairs(stage: Stage) -> list[Pair]:
 
 
 def outside_of(stage: Stage) -> Outside:
-    """Membership by signature where the task has one; by likelihood under a model fitted to the pairs otherwise. None
-    where no pairs are given."""
+    """Whether a piece of structure occurs on no side of any pair, where the task has structure; otherwise by likelihood
+    under a model fitted to the pairs. None where no pairs are given.
+    """
     training = training_pairs(stage)
     if not training:
         return None
-    if stage.task.signature(training[0].prompt, training[0].chosen) is not None:
-        known = {stage.task.signature(p.prompt, side) for p in training for side in (p.chosen, p.rejected)}
-        return lambda prompts, texts, rollout: [stage.task.signature(p, t) not in known for p, t in zip(prompts, texts)]
+    if stage.task.structure(training[0].prompt, training[0].chosen) is not None:
+        sides = (stage.task.structure(p.prompt, side) for p in training for side in (p.chosen, p.rejected))
+        known = frozenset().union(*sides)
+        return lambda prompts, texts, rollout: [not stage.task.structure(p, t) <= known for p, t in zip(prompts, texts)]
     if "density" not in stage.inputs:
         return None
     density = load_policy(stage, "density")

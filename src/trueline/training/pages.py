@@ -39,6 +39,7 @@ def arms() -> dict[str, Arm]:
         Arm("sft", ""),
         Arm("best-of-n", "", learns_from="reward"),
         Arm("sft-chosen", "sft", "sft_chosen", "pairs", page("sft").SEARCH),
+        Arm("dpo-nll", "dpo", "dpo_nll", "pairs", page("dpo").SEARCH),
         Arm("dpo+ppo", "ppo", "both", "reward", page("ppo").SEARCH),
     ]
     for name, module in pages().items():

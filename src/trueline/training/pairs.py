@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 
 from trueline.config import Section
 from trueline.runs.cell import read_jsonl, write_jsonl
 from trueline.seeds import uniforms
-from trueline.tasks.task import PairSources
+from trueline.tasks.code_pairs import distance_buckets
+from trueline.tasks.task import PairSources, Sampled
 from trueline.training.policies import load_policy
 from trueline.training.stage import Stage
 from trueline.types import Message, Pair, Prompt
 
 __all__ = ["Config", "read_pairs", "train", "write_pairs"]
 
-_PARTS = tuple(part.name for part in fields(PairSources))
+_PARTS = ("training", "selection", "gold", "elsewhere")
 
 SECTION = False  # nothing for a user to set
 
@@ -35,19 +36,25 @@ def train(config: Config, stage: Stage) -> None:
     policy = load_policy(stage, "sft")
     stage.begin({}, objective(config))
 
-    def sample(prompts: Sequence[Prompt], n: int, purpose: str) -> list[list[str]]:
+    def sample(prompts: Sequence[Prompt], n: int, purpose: str) -> list[list[Sampled]]:
         ids = [stage.prompt_ids(p) for p in prompts for _ in range(n)]
         limit = stage.limits.max_new_tokens
         draws = uniforms(stage.seed, purpose, 0, range(len(ids)), limit)
         rollout = stage.engine(policy).generate(ids, draws, max_new_tokens=limit, sampling=stage.sampling)
         stage.meter.sample(policy.parameter_count, sum(map(len, ids)), rollout.sampled_tokens)
-        texts = [stage.tokenizer.decode(response) for response in rollout.responses()]
-        return [texts[i : i + n] for i in range(0, len(texts), n)]
+        texts = map(stage.tokenizer.decode, rollout.responses())
+        drawn = [Sampled(text, ended) for text, ended in zip(texts, rollout.ended.tolist())]
+        return [drawn[i : i + n] for i in range(0, len(drawn), n)]
 
     sources = stage.task.pairs(stage.seed, sample)
-    stage.meter.labels += len(sources.training)
+    # What tests found out by running programs is no human label, and what people labelled took no execution.
+    stage.meter.labels += 0 if sources.executions else len(sources.training)
+    stage.meter.reward_calls += sources.executions
     write_pairs(stage.cell.directory, sources)
-    stage.finish(pairs=len(sources.training))
+    facts = {"pairs": len(sources.training), "prompts": len(Counter(p.prompt.id for p in sources.training))}
+    if stage.task.verified:
+        facts["edit_distance"] = distance_buckets(sources.training)
+    stage.finish(**facts)
 
 
 def write_pairs(cell: Path, sources: PairSources) -> None:

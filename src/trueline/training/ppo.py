@@ -25,7 +25,7 @@ from trueline.models.fingerprints import fingerprint
 from trueline.models.heads import ScalarModel, last_values, scalar_from
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.training.experience import Experience, collect, kl_metrics, over_rows
-from trueline.training.feedback import reward_source
+from trueline.training.feedback import Feedback, reward_source
 from trueline.training.policies import load_policy, load_reward_model, load_start, save_critic, save_policy
 from trueline.training.policy_gradient import UpdateSettings, groups_of, mean_metrics, minibatches, update_policy
 from trueline.training.stage import Stage
@@ -80,7 +80,7 @@ class Config(Section):
     ratio_stop: float = Field(5.0, gt=1, description="a minibatch whose mean ratio is above this is skipped")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip of each network; 0 is off")
     reference: Literal["sft", "start"] = Field("sft", description="what the KL is taken to where the start is not SFT")
-    feedback: Literal["learned", "gold"] = Field("learned", description="who scores; gold calls count as labels")
+    feedback: Feedback = Field("learned", description="who scores; gold calls count as labels")
 
     @model_validator(mode="after")
     def _has_something_to_adapt(self) -> Config:
@@ -211,14 +211,14 @@ def _estimate(
     raw = moments.denormalize(before) if config.value_norm else before
     after_last = last_values(outputs, rollout.lengths)
     after_last = moments.denormalize(after_last) if config.value_norm else after_last
-    rewards = shape_rewards(exp.scores, exp.old_logprobs, exp.ref_logprobs, mask, kl_coef=kl_coef, scored=rollout.ended)
+    rewards = shape_rewards(exp.scores, exp.old_logprobs, exp.ref_logprobs, mask, kl_coef=kl_coef, scored=exp.scored)
     advantages, returns = gae(
         rewards,
         raw,
         mask,
         gamma=config.gamma,
         lam=config.gae_lambda,
-        bootstrap=torch.where(rollout.ended, 0.0, after_last),
+        bootstrap=torch.where(exp.scored, 0.0, after_last),
     )
     metrics = {
         "value/explained_variance": float(explained_variance(raw, returns, mask)),

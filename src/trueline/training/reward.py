@@ -149,9 +149,9 @@ def _out_of_distribution(
         found["elsewhere"] = counts([p.prompt.kind for p in elsewhere], _margins(stage, model, items))
     if not stage.task.learned_gold:
         prompts, rollout, texts = _two_samples(stage, policy)
-        gold = [stage.task.judge(p, t).score for p, t in zip(prompts, texts)]
+        gold = [judgement.score for judgement in stage.task.judge_many(prompts, texts)]
         scores = LearnedReward(model).scores(rollout.tokens, rollout.lengths).tolist()
-        rows = [i for i in range(0, len(gold), 2) if gold[i] != gold[i + 1]]
+        rows = [i for i in range(0, len(gold), 2) if gold[i] < gold[i + 1] or gold[i] > gold[i + 1]]
         margins = [(scores[i] - scores[i + 1]) * (1 if gold[i] > gold[i + 1] else -1) for i in rows]
         found["own_samples"] = counts([prompts[i].kind for i in rows], margins)
     return found

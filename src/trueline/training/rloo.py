@@ -17,7 +17,7 @@ from trueline.algorithms.logprobs import sequence_logprobs
 from trueline.config import Section
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.training.experience import Experience, collect, kl_metrics
-from trueline.training.feedback import reward_source
+from trueline.training.feedback import Feedback, reward_source
 from trueline.training.policies import load_policy, save_policy
 from trueline.training.policy_gradient import UpdateSettings, mean_metrics, minibatches, update_policy
 from trueline.training.stage import Stage
@@ -49,7 +49,7 @@ class Config(Section):
     entropy_coef: float = Field(0.0, ge=0, description="weight of an entropy bonus")
     ratio_stop: float = Field(5.0, gt=1, description="a minibatch whose mean ratio is above this is skipped")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 is off")
-    feedback: Literal["learned", "gold"] = Field("learned", description="who scores; gold calls count as labels")
+    feedback: Feedback = Field("learned", description="who scores; gold calls count as labels")
 
 
 def objective(config: Config) -> str:
@@ -103,7 +103,10 @@ def train(config: Config, stage: Stage) -> None:
 
 @torch.no_grad()
 def _advantages(config: Config, exp: Experience):
-    mask = exp.rollout.response_mask
-    scores = exp.scores - config.kl_coef * sequence_logprobs(kl_k1(exp.old_logprobs, exp.ref_logprobs), mask)
+    mask, counted = exp.rollout.response_mask, exp.scored | ~exp.rollout.ended
+    scores = exp.scores
+    if config.feedback == "verifier":  # a response that was cut off is worth no more than the worst that was run
+        scores = torch.where(exp.rollout.ended, scores, scores.min().clamp(max=0.0))
+    scores = scores - config.kl_coef * sequence_logprobs(kl_k1(exp.old_logprobs, exp.ref_logprobs), mask)
     compare = rloo_advantages if config.baseline == "loo" else group_advantages
-    return compare(scores, group_size=config.samples_per_prompt)[:, None] * mask
+    return compare(scores, group_size=config.samples_per_prompt, counted=counted)[:, None] * mask

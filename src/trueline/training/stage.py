@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -28,7 +28,8 @@ from trueline.types import Prompt
 
 __all__ = ["Limits", "Progress", "Stage"]
 
-_HEADROOM = 1.1  # steps differ in length: the next one may take a tenth more than any before it
+# Steps differ in length: the next one may take a tenth more FLOPs than any before it. It runs no more programs.
+_HEADROOM = {"flops": 1.1, "executions": 1.0}
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Limits:
     max_prompt_tokens: int
     max_new_tokens: int
     micro_tokens: int = 8192
-    budget_flops: float | None = None
+    budget: float | None = None
+    budget_rule: Literal["flops", "executions"] = "flops"
     max_steps: int | None = None
     snapshots: int = 8
     stop_share: float = 1.0
@@ -102,7 +104,7 @@ class Stage:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
     def __post_init__(self) -> None:
-        self.meter = BudgetMeter(self.limits.budget_flops)
+        self.meter = BudgetMeter()
         self.sampling = Sampling(forbidden=self.forbidden())
         self._pace = _Pace()
         self._out_of_budget = False
@@ -168,17 +170,18 @@ class Stage:
         """
         if step >= max(1, round(self.limits.stop_share * total)):
             return False
-        self._pace.mark = self.meter.flops
-        cap = self.limits.budget_flops
-        self._out_of_budget = (
-            cap is not None and self.meter.flops + _HEADROOM * self._pace.expected(step) > cap and step > 0
-        )
+        self._pace.mark = self._used()
+        cap, headroom = self.limits.budget, _HEADROOM[self.limits.budget_rule]
+        self._out_of_budget = cap is not None and self._used() + headroom * self._pace.expected(step) > cap and step > 0
         return not self._out_of_budget
+
+    def _used(self) -> float:
+        """What the budget counts."""
+        return self.meter.flops if self.limits.budget_rule == "flops" else float(self.meter.reward_calls)
 
     def end_step(self, step: int, total: int, metrics: Mapping[str, float], policy: Decoder | None) -> None:
         """Book a finished step: metrics, timings, progress; every total/snapshots steps a checkpoint with samples."""
-        self.meter.step_done()
-        self._pace.book(step, self.meter.flops - self._pace.mark)
+        self._pace.book(step, self._used() - self._pace.mark)
         self.meter.seconds = time.perf_counter() - self._clock - self._paused
         done = step + 1
         self.cell.log("metrics", {"step": done} | dict(metrics) | self._spent())

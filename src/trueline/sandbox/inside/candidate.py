@@ -5,9 +5,12 @@ Nothing here knows an expected value, and nothing here is trusted: what it repor
 
 from __future__ import annotations
 
+import atexit
+import gc
 import io
 import os
 import sys
+import threading
 import types
 from typing import Any
 
@@ -61,30 +64,48 @@ def _function(namespace: dict[str, Any], name: str) -> Any:
 
 
 def run_calls(job: dict[str, Any]) -> None:
-    """Call each (function, arguments); the arguments are decoded anew for each call. One line per call."""
+    """Call each (function, arguments); no two calls share an argument. One line per call; with `stop` none after a call
+    that raised or gave what is not plain."""
     namespace = _load(job, "candidate")
     if namespace is None:
         return
     report("loaded")
     for name, arguments in job["calls"]:
         try:
-            line = ("value", encode(_function(namespace, name)(*decode(arguments))))
+            line = ("value", encode(_function(namespace, name)(*arguments)))
         except WireError as error:
             line = ("odd", _text(error))
         except BaseException as error:
             line = (_kind(error), _text(error))
         report(*line)
+        if job["stop"] and line[0] != "value":
+            return
 
 
 def run_script(job: dict[str, Any]) -> None:
-    """Run the program as `__main__` on its standard input."""
-    sys.stdin = io.TextIOWrapper(io.BufferedReader(io.FileIO(0, "r", closefd=False)), "utf-8", "surrogateescape")
-    out = io.BufferedWriter(io.FileIO(1, "w", closefd=False))
-    sys.stdout = sys.__stdout__ = io.TextIOWrapper(out, "utf-8", "surrogateescape", write_through=False)
+    """Run the program as `__main__` on its standard input, till its threads and exit handlers have ended."""
+    sys.stdin = sys.__stdin__ = _stream(0, "r")
+    out = sys.stdout = sys.__stdout__ = _stream(1, "w")
     ended = _load(job, "__main__") is not None
-    sys.stdout.flush()
     if ended:
+        threading._shutdown()
+        atexit._run_exitfuncs()
+    sys.stdout.flush()
+    out.flush()
+    if ended:
+        sys.modules.pop("__main__", None)
+        gc.collect()  # a stream of the program's own writes what it holds when it goes
+        out.flush()
         report("loaded")
+
+
+def _stream(fd: int, mode: str) -> io.TextIOWrapper:
+    """A standard stream as an interpreter makes it at its start; quick readers of contest programs ask for its mode."""
+    raw = io.FileIO(fd, mode, closefd=False)
+    raw.name = ("<stdin>", "<stdout>")[fd]
+    stream = io.TextIOWrapper((io.BufferedWriter if fd else io.BufferedReader)(raw), "utf-8", "surrogateescape")
+    stream.mode = mode
+    return stream
 
 
 def serve(job: dict[str, Any]) -> None:

@@ -30,7 +30,7 @@ class Frames:
 
     def read(self) -> bool:
         """Take in what is there (waits where the socket does); False at the end of the stream."""
-        data, files, _, _ = socket.recv_fds(self._sock, 1 << 20, 4)
+        data, files, _, _ = socket.recv_fds(self._sock, 1 << 16, 4)
         self.files += files
         self._data += data
         return bool(data)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import builtins
 import io
 import sys
+import types
 from typing import Any
 
 from .channel import report
@@ -162,10 +163,10 @@ def run_check(job: dict[str, Any]) -> None:
         if job["prelude"]:
             exec(compile(job["prelude"], "<prelude>", "exec", dont_inherit=True), names)
         if job["entry"]:
-            names[job["entry"]] = names.link.ask("name", job["entry"])
+            asked = names[job["entry"]] = names.link.ask("name", job["entry"])
         exec(compile(job["code"], "<test>", "exec", dont_inherit=True), names)
-        if job["entry"] and "check" in names:
-            names["check"](names[job["entry"]])
+        if job["entry"] and type(names.get("check")) is types.FunctionType:  # not the candidate's
+            names["check"](asked)
     except AssertionError as error:
         return report("runtime" if hasattr(error, "remote") else "wrong", f"AssertionError: {error}"[:300])
     except MemoryError:

@@ -8,12 +8,14 @@ import os
 import platform
 import resource
 import struct
+from typing import Any
 
 from .syscalls import ALLOWED, ARCHITECTURES
 
 __all__ = [
     "die_with_parent",
     "drop_identity",
+    "fork",
     "landlock",
     "landlock_abi",
     "limit_resources",
@@ -23,6 +25,9 @@ __all__ = [
 ]
 
 _libc = ctypes.CDLL(None, use_errno=True)
+# The C library's fork, with the interpreter's lock held: a process of one thread needs none of what the interpreter
+# does after a fork, and a run none of what modules registered for it.
+_fork = ctypes.PyDLL(None, use_errno=True).fork
 _PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_SECCOMP, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 1, 4, 22, 24, 38
 _LANDLOCK_CREATE, _LANDLOCK_ADD_RULE, _LANDLOCK_RESTRICT = 444, 445, 446  # the same on every machine
 _READ_FILE, _READ_DIR = 1 << 2, 1 << 3
@@ -42,11 +47,17 @@ def _prctl(option: int, *values: int) -> None:
     _check(_libc.prctl(option, *padded), f"prctl {option}")
 
 
+def fork() -> int:
+    """0 in the new process, its id in the old one."""
+    return _check(_fork(), "fork")
+
+
+_DEATH = ctypes.c_int(_PR_SET_PDEATHSIG), ctypes.c_ulong(9)
+
+
 def die_with_parent(parent: int) -> None:
-    """The calling process is killed when `parent` dies; it cannot be traced or dumped by its equals."""
-    _prctl(_PR_SET_PDEATHSIG, 9)
-    _prctl(_PR_SET_DUMPABLE, 0)
-    if os.getppid() != parent:
+    """The calling process is killed when `parent` dies."""
+    if _libc.prctl(*_DEATH) < 0 or os.getppid() != parent:
         os._exit(1)
 
 
@@ -172,42 +183,52 @@ def _search(blocks: list[tuple[int, list]]) -> list[tuple[int, int, int, int]]:
     return [(_AT_LEAST, len(low), 0, blocks[middle][0]), *low, *high]
 
 
-def prepare() -> None:
-    """Make the filter once, in the process that will fork."""
-    _code(platform.machine())
+def prepare(confined: bool) -> None:
+    """What holds for all runs or is the same for each, done once in the process that will fork: it cannot be traced or
+    dumped by its equals, leaves no core and locks no memory, and has the filter ready."""
+    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+    _prctl(_PR_SET_DUMPABLE, 0)
+    for kind in (resource.RLIMIT_CORE, resource.RLIMIT_MEMLOCK, resource.RLIMIT_MSGQUEUE):
+        resource.setrlimit(kind, (0, 0))
+    _hard.update({kind: resource.getrlimit(kind)[1] for kind in _LIMITED})
+    if confined:
+        _filter(platform.machine())
 
 
 @functools.cache
-def _code(machine: str) -> bytes:
-    return b"".join(struct.pack("HBBI", *step) for step in seccomp_program(machine, _SOME_PID))
+def _filter(machine: str) -> tuple[ctypes.Array, list[int], tuple[Any, ...]]:
+    """The filter's bytes, the places of the run's own process id in them, and the arguments of the installing call."""
+    data = b"".join(struct.pack("HBBI", *step) for step in seccomp_program(machine, _SOME_PID))
+    code = ctypes.create_string_buffer(data, len(data))
+    places = [at for at in range(4, len(data), 8) if data[at : at + 4] == struct.pack("I", _SOME_PID)]
+    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(data) // 8, ctypes.addressof(code)))
+    header.code = code  # lives as long
+    return code, places, (ctypes.c_int(_PR_SET_SECCOMP), ctypes.c_ulong(2), header)
 
 
 def seccomp() -> None:
     """Install the allow-list on the calling thread and all it starts. Cannot be undone."""
-    filled = _code(platform.machine()).replace(struct.pack("I", _SOME_PID), struct.pack("I", os.getpid()))
-    code = ctypes.create_string_buffer(filled)
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(filled) // 8, ctypes.addressof(code)))
-    _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    _prctl(_PR_SET_SECCOMP, 2, ctypes.addressof(header))
+    code, places, arguments = _filter(platform.machine())
+    for place in places:
+        code[place : place + 4] = struct.pack("I", os.getpid())
+    _check(_libc.prctl(*arguments), "seccomp")
+
+
+_LIMITED = (
+    resource.RLIMIT_AS,
+    resource.RLIMIT_DATA,
+    resource.RLIMIT_CPU,
+    resource.RLIMIT_FSIZE,
+    resource.RLIMIT_NOFILE,
+    resource.RLIMIT_STACK,
+)
+_hard: dict[int, int] = {}
 
 
 def limit_resources(cpu_seconds: int, memory_bytes: int) -> None:
-    """Hard limits of one run: address space, processor seconds (a backstop), no new file content, no core, 32 files."""
-    for kind, value in (
-        (resource.RLIMIT_AS, memory_bytes),
-        (resource.RLIMIT_DATA, memory_bytes),
-        (resource.RLIMIT_CPU, cpu_seconds),
-        (resource.RLIMIT_FSIZE, 0),
-        (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, 32),
-        (resource.RLIMIT_MEMLOCK, 0),
-        (resource.RLIMIT_MSGQUEUE, 0),
-    ):
-        _lower(kind, value)
-    _lower(resource.RLIMIT_STACK, min(64 << 20, memory_bytes // 4))
-
-
-def _lower(kind: int, value: int) -> None:
-    hard = resource.getrlimit(kind)[1]
-    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-    resource.setrlimit(kind, (value, value))
+    """Hard limits of one run: address space, processor seconds (a backstop), no new file content, 32 files."""
+    values = (memory_bytes, memory_bytes, cpu_seconds, 0, 32, min(64 << 20, memory_bytes // 4))
+    for kind, value in zip(_LIMITED, values):
+        hard = _hard[kind]
+        value = value if hard < 0 or value < hard else hard
+        resource.setrlimit(kind, (value, value))

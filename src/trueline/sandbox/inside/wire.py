@@ -17,6 +17,14 @@ _TAGS = {tuple: "t", set: "s", frozenset: "z"}
 _DICTS = (dict, collections.Counter, collections.OrderedDict, collections.defaultdict)
 
 
+def _refuse(name: str) -> None:
+    raise ValueError(name)
+
+
+_dumps = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
+_loads = json.JSONDecoder(parse_constant=_refuse).decode
+
+
 class WireError(Exception):
     """A value that is not plain, or a text that is not ours."""
 
@@ -28,12 +36,12 @@ def encode(value: Any, refer: Callable[[Any], int] | None = None) -> str:
     types (Counter, OrderedDict and defaultdict count as dict), nested at most `MAX_DEPTH` deep; and the builtin types
     themselves. What is not plain becomes a reference by `refer(value) -> number`, or raises `WireError` without it.
     """
-    return json.dumps(_pack(value, refer, 0), separators=(",", ":"))
+    return _dumps(_pack(value, refer, 0))
 
 
 def canonical(value: Any) -> str:
     """The text of a plain value in which the order of sets and dictionaries does not show; raises like `encode`."""
-    return json.dumps(_sorted(_pack(value, None, 0)), separators=(",", ":"))
+    return _dumps(_sorted(_pack(value, None, 0)))
 
 
 def _sorted(node: Any) -> Any:
@@ -50,13 +58,9 @@ def decode(text: str | bytes, resolve: Callable[[int], Any] | None = None) -> An
     """The value of a text by `encode`; a new object at each call. References go through `resolve`; without it, or where
     the text is malformed, too deep, or has unhashable keys, raises `WireError`."""
     try:
-        return _unpack(json.loads(text, parse_constant=_refuse), resolve, 0)
+        return _unpack(_loads(text if type(text) is str else str(text, "utf-8")), resolve, 0)
     except (ValueError, TypeError, RecursionError, KeyError, OverflowError) as error:
         raise WireError(f"malformed value: {type(error).__name__}") from None
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(name)
 
 
 def _pack(value: Any, refer: Callable[[Any], int] | None, depth: int) -> Any:
