@@ -15,5 +15,5 @@ ARMS = tuple(arms())
 def design(task: str = "dialogue", **changes: Mapping[str, Any]) -> Design:
     """The sections' own defaults with some changed, for a task of that name."""
     sections = {name: kind(**changes.get(name, {})) for name, kind in section_types(task).items()}
-    files = task != "dialogue"
+    files = task not in ("dialogue", "code")
     return Design(sections, arms(), learned_gold=files, signatures=not files)

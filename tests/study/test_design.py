@@ -18,6 +18,10 @@ SETTINGS = {
     "hh-rlhf": ("hh-rlhf", {}),
     "hh-rlhf-one-subset": ("hh-rlhf", {"world": {"coverage": ("helpful",)}}),
     "pairs": ("pairs", {"study": {"arms": ARMS, "seeds": (5,)}}),
+    "code": ("code", {"study": {"arms": ARMS, "feedback": "verifier", "budget": 600, "budget_rule": "executions"}}),
+    "code-flops": ("code", {"study": {"feedback": "verifier"}}),
+    "code-learned": ("code", {"study": {"arms": ARMS}}),
+    "code-people": ("code", {"study": {"feedback": "verifier"}, "world": {"pairs_from": "people"}}),
 }
 DRAWN = {"dpo": [{"beta": 0.2}, {"beta": 0.3}], "dpo+ppo": [{"kl_coef": 0.2}, {"kl_coef": 0.3}]}
 
@@ -185,6 +189,54 @@ def test_feedback_of_the_study_reaches_the_arms_that_sample_unless_they_have_the
     nodes = named(nodes_of_study(made))
     assert nodes["ppo/shifted/0"].config.feedback == nodes["dpo+ppo/shifted/0"].config.feedback == "gold"
     assert nodes["rloo/shifted/0"].config.feedback == "learned"
+
+
+class TestPrograms:
+    """The code task: tests pay, an arm may spend so many executions, pairs are made with them."""
+
+    def made(self, **study):
+        given = {"arms": ARMS, "seeds": (0,), "feedback": "verifier", "budget": 600, "budget_rule": "executions"}
+        return design("code", study=given | study)
+
+    def test_no_reward_model_is_trained_and_the_critic_starts_from_the_policy(self) -> None:
+        nodes = nodes_of_study(self.made())
+        assert not any(node.page == "reward" or "reward" in node.inputs for node in nodes)
+        for node in nodes:
+            if node.page in ("ppo", "rloo", "dpo-iter"):
+                assert node.config.feedback == "verifier"
+            if node.page == "ppo":
+                assert node.config.critic_from == "policy"
+
+    def test_one_is_trained_where_an_arm_asks_for_it_and_that_arm_pays(self) -> None:
+        made = design("code", study={"seeds": (0,), "feedback": "verifier"}, rloo={"feedback": "learned"})
+        nodes = named(nodes_of_study(made))
+        assert nodes["rloo/main/0"].inputs["reward"] == "reward/main/0" and "reward" not in nodes["ppo/main/0"].inputs
+        assert nodes["evaluate-rloo/main/0"].charged == ("pairs", "reward")
+        assert nodes["evaluate-ppo/main/0"].charged == nodes["evaluate-best-of-n/main/0"].charged == ()
+
+    def test_the_cap_is_what_pairs_are_made_with_and_both_has_half_of_them(self) -> None:
+        """600 executions at 5 samples a prompt: 120 prompts, and 60 for the first half of `dpo+ppo`."""
+        nodes = named(nodes_of_study(self.made()))
+        assert nodes["pairs/main/0"].world.pairs == 120 and nodes["pairs-half/main/0"].world.pairs == 60
+        assert nodes["dpo/main/0"].inputs["pairs"] == "pairs/main/0"
+        half = nodes["dpo-half/main/0"]
+        assert half.inputs["pairs"] == "pairs-half/main/0" and half.twin == ""
+        charged = nodes["evaluate-dpo+ppo/main/0"]
+        assert charged.charged == ("start_pairs", "start") and charged.inputs["start_pairs"] == "pairs-half/main/0"
+
+    def test_under_a_cap_of_flops_both_shares_dpo_s_pairs(self) -> None:
+        nodes = named(nodes_of_study(self.made(budget_rule="flops")))
+        assert not any(node.arm == "pairs-half" for node in nodes.values())
+        assert nodes["dpo-half/main/0"].twin == "dpo/main/0"
+        assert nodes["evaluate-dpo+ppo/main/0"].inputs["start_pairs"] == "pairs/main/0"
+
+    def test_people_s_pairs_are_a_world_of_their_own_with_the_offline_arms(self) -> None:
+        made = self.made()
+        own, people = variants(made.sections["study"], made.sections["world"])
+        assert own.primary and own.world.pairs_from == "samples" and own.arms == ARMS
+        assert people.arms == ("sft", "dpo-nll", "dpo") and people.world.pairs_from == "people"
+        assert people.world.pairs == own.world.pairs and people.world.shift == 1.0
+        assert len(variants(self.made(people_rows=False).sections["study"], own.world)) == 1
 
 
 # --- checkpoints that were trained elsewhere

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations, product
+from itertools import product
 from math import isinf, sqrt
 
 import numpy as np
@@ -16,7 +16,6 @@ from trueline.study.statistics import (
     kl_matched,
     length_controlled_difference,
     paired_interval,
-    pass_at_k,
     sample_means,
     seed_interval,
     seeds_needed,
@@ -135,17 +134,6 @@ def test_equivalence_needs_the_whole_interval():
     inside = paired_interval([[0.01, -0.01], [0.0, 0.02]])
     assert equivalent(inside, 1.0) and not equivalent(inside, 0.01)
     assert not equivalent(paired_interval([[0.0, 0.0]]), 1e9)  # one seed is never equivalent
-
-
-@pytest.mark.parametrize("n,c,k", [(5, 2, 1), (5, 2, 3), (5, 0, 2), (5, 5, 5), (6, 4, 3)])
-def test_pass_at_k_is_the_share_of_subsets_with_a_success(n, c, k):
-    subsets = list(combinations([1] * c + [0] * (n - c), k))
-    assert pass_at_k(n, c, k) == pytest.approx(np.mean([max(s) for s in subsets]))
-
-
-def test_pass_at_k_refuses_more_draws_than_samples():
-    with pytest.raises(ValueError, match="k=6"):
-        pass_at_k(5, 1, 6)
 
 
 @pytest.mark.parametrize("x,n", [(0, 10), (3, 10), (10, 10), (57, 200)])

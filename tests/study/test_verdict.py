@@ -72,6 +72,25 @@ def test_cases(make_study, name):
     assert verdict.cheapest in verdict.best
 
 
+TESTED = {"kind": "tests", "accuracy": None, "accuracy_ci95": None}
+SILENT = {"seed_sd": 0.0, "noise_sd": 0.0, "prompt_sd": 0.0, "margin": {"absolute": 0.02}}
+
+
+@pytest.mark.parametrize(
+    ("means", "gold", "told"),
+    [
+        ({}, TESTED, False),
+        ({"sft": 0.5}, TESTED, True),  # one arm that solves something is enough, a floor too
+        ({}, {"kind": "embedded"}, True),  # 0 is a judge's score like any other
+    ],
+)
+def test_programs_that_all_fail_tell_nothing(make_study, means, gold, told):
+    verdict = judge(make_study(means=dict.fromkeys(MEANS, 0.0) | means, gold=gold, **SILENT))
+    assert (verdict.answer == "no-difference") is told
+    assert ("no program of any arm passed" in verdict.text) is not told
+    assert told or (verdict.answer, set(verdict.best)) == ("cannot-tell", set(CANDIDATES))
+
+
 def test_the_text_is_two_to_four_sentences_and_leads_with_ppo_against_dpo(make_study):
     study = make_study(
         ends={("ppo", 1): -0.5}, means=MEANS | {"best-of-n": 3.0}, arms=("sft", "best-of-n", *CANDIDATES)

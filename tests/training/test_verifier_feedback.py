@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -142,6 +145,40 @@ def test_an_evaluation_has_each_prompt_s_figures_by_tier(tiny_code, tmp_path) ->
     assert {"test/greedy/gold", "hard/greedy/gold", "hard/sampled/pass@5"} <= set(figures)
     shown = [row for row in read_jsonl(cell / "samples.jsonl") if row["pick"] == "selected"]
     assert shown and all(row["note"] for row in shown)
+
+
+@dataclass
+class Attacked:
+    """The real code task, but the sandbox's worker is killed soon after each request."""
+
+    task: Any
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def rewards(self, prompts: Sequence[Any], responses: Sequence[str]) -> list[float]:
+        verifier = self.task.judging.verifier
+        assert verifier.tier and verifier._pool.pids
+        timer = threading.Timer(0.02, os.kill, (verifier._pool.pids[0], signal.SIGKILL))
+        timer.start()
+        try:
+            return self.task.rewards(prompts, responses)
+        finally:
+            timer.join()
+
+
+@pytest.mark.integration
+def test_a_killed_worker_changes_no_reward_and_is_reported(tiny_code, tmp_path) -> None:
+    """Each of two batches loses its worker in the midst: its program is run again, and training is as without it."""
+    settings = {"feedback": "verifier", "batch_size": 16, "steps": 2, "minibatches": 2, "critic_from": "policy"}
+    verifier, found = tiny_code.task.judging.verifier, {}
+    for name, task in (("calm", tiny_code.task), ("attacked", Attacked(tiny_code.task))):
+        verifier._known.clear()  # so that the programs are run again
+        before = len(verifier.incidents)
+        found[name] = rows(tiny_code.run("ppo", tmp_path / name, settings, task=task))
+        assert (len(verifier.incidents) - before >= 1) == (name == "attacked")
+    assert found["calm"] == found["attacked"]
+    assert all(row["objective/unjudged"] == 0 for row in found["attacked"])
 
 
 # --- by hand

@@ -125,6 +125,8 @@ def execute(
     seeds = sorted({node.seed for node in nodes})
     arms = list(dict.fromkeys(n.arm for n in nodes if n.page not in ("select", "evaluate")))
     console.print(f"{task.description}; nothing is downloaded", markup=False)
+    if task.verified:  # opens the sandbox: where none holds, that is said before anything is trained
+        console.print(f"programs run in the sandbox, tier {task.machinery()['tier']}", markup=False)
     screen = Screen(console, nodes, workers)
     console.print(
         f"seeds {', '.join(map(str, seeds))}; {len(nodes)} cells on {workers} workers: {', '.join(arms)}", markup=False

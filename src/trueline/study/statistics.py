@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import comb, fsum, inf, isfinite, nan, sqrt
+from math import fsum, inf, isfinite, nan, sqrt
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,7 +19,6 @@ __all__ = [
     "kl_matched",
     "length_controlled_difference",
     "paired_interval",
-    "pass_at_k",
     "prompt_interval",
     "sample_means",
     "seed_interval",
@@ -217,13 +216,6 @@ def seeds_needed(differences: ArrayLike, target: float, level: float = 0.95, lim
         if expected.half_width(level) < target:
             return n
     return None
-
-
-def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased pass@k of one problem: `1 - C(n-c, k) / C(n, k)` (Chen et al. 2021, eq. 1); c of n samples passed."""
-    if not 0 <= c <= n or not 1 <= k <= n:
-        raise ValueError(f"pass_at_k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
-    return 1.0 - comb(n - c, k) / comb(n, k)
 
 
 def wilson(successes: int, n: int, level: float = 0.95) -> tuple[float, float]:
