@@ -26,12 +26,16 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Look at preference files.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(
+    help="Look at files of preferences; audit files of problems.", no_args_is_help=True, rich_markup_mode=None
+)
 app.add_typer(data_app, name="data")
+bench_app = typer.Typer(help="Measure parts of trueline on this machine.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(bench_app, name="bench")
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 Target = Annotated[
-    str, typer.Argument(metavar="TASK|CONFIG", help="dialogue, hh-rlhf, pairs, or a .yaml or .toml file")
+    str, typer.Argument(metavar="TASK|CONFIG", help="dialogue, code, hh-rlhf, pairs, or a .yaml or .toml file")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="settings, for example ppo.kl_coef=0.05")
@@ -41,6 +45,19 @@ Quick = Annotated[bool, typer.Option("--quick", help="one seed, small settings: 
 Seeds = Annotated[str, typer.Option("--seeds", help="training seeds, for example 0,1,2")]
 Resume = Annotated[bool, typer.Option("--resume", help="go on with what the directory holds (also without this flag)")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Problems = Annotated[
+    str, typer.Argument(metavar="PROBLEMS", help="a file of problems (docs/code.md), or a quoted glob")
+]
+ProblemFormat = Annotated[str, typer.Option("--format", help="of the problems: auto, humaneval, mbpp, apps, ...")]
+OnBadRow = Annotated[str, typer.Option("--on-bad-row", help="error or drop")]
+Workers = Annotated[int | None, typer.Option("--workers", help="default: one for each core")]
+CpuSeconds = Annotated[float, typer.Option("--cpu-seconds", help="processor time of a test")]
+WallSeconds = Annotated[float | None, typer.Option("--wall-seconds", help="default: three times the processor's")]
+MemoryMb = Annotated[int, typer.Option("--memory-mb", help="address space of a program, in MiB")]
+Patience = Annotated[float, typer.Option("--patience", help="times the problems' own time limits")]
+Prelude = Annotated[Path | None, typer.Option("--prelude", help="trusted code that runs before every program")]
+Tier = Annotated[str, typer.Option("--tier", help="of the sandbox (default: the strongest that works)")]
+Unsafe = Annotated[bool, typer.Option("--unsafe", help="permit a tier that contains nothing")]
 
 _STOPPED = "stopped; what ran is kept. Go on with the same command:\n  "
 
@@ -214,6 +231,46 @@ def sample(
 
 
 @app.command()
+def judge(
+    problems: Problems,
+    samples: Annotated[str, typer.Argument(metavar="SAMPLES", help="rows of task_id and completion (docs/code.md)")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="OUT.jsonl", help="a row a sample, in their order")],
+    format: ProblemFormat = "auto",
+    on_bad_row: OnBadRow = "error",
+    stop: Annotated[bool, typer.Option("--stop/--no-stop", help="cut completions where the function ends")] = False,
+    submit: Annotated[int, typer.Option("--submit", help="n of n@k")] = 10,
+    cluster: Annotated[
+        bool, typer.Option("--cluster", help="n@k with one submission a group that behaves alike")
+    ] = False,
+    workers: Workers = None,
+    cpu_seconds: CpuSeconds = 2.0,
+    wall_seconds: WallSeconds = None,
+    memory_mb: MemoryMb = 512,
+    patience: Patience = 1.0,
+    prelude: Prelude = None,
+    tier: Tier = "auto",
+    unsafe: Unsafe = False,
+    as_json: AsJson = False,
+) -> None:
+    """Judge samples of programs in the sandbox: a row a sample, then pass@k. Goes on where it stopped."""
+    from trueline.commands.judge import judge_files
+    from trueline.commands.program_options import options_from
+
+    options = options_from(
+        cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_mb=memory_mb, patience=patience, prelude=prelude,
+        workers=workers, tier=tier, unsafe=unsafe,
+    )  # fmt: skip
+    summary = judge_files(
+        problems, samples, out, options, format=format, on_bad_row=on_bad_row, stop=stop, submit=submit,
+        cluster=cluster, console=Console(stderr=True, highlight=False) if as_json else console,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(summary))
+    if summary["infrastructure"]:
+        sys.exit(1)
+
+
+@app.command()
 def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="the run directory of a study")]) -> None:
     """Judge a finished study again and rebuild report.json and report.html; no model is touched."""
     from trueline.study.report import build
@@ -234,6 +291,16 @@ def env() -> None:
 
     print(f"{'cores':14} {os.cpu_count()}")
     print(f"{'cuda':14} {torch.cuda.get_device_name(0) if torch.cuda.is_available() else 'none'}")
+
+
+@bench_app.command("sandbox")
+def bench_sandbox_command(as_json: AsJson = False) -> None:
+    """Programs that the sandbox judges a second, beside plain subprocesses."""
+    from trueline.commands.bench import bench_sandbox
+
+    found = bench_sandbox(console, as_json)
+    if as_json:
+        print(json.dumps(found))
 
 
 @data_app.command()
@@ -266,6 +333,47 @@ def show(
         for label, text in (("prompt", pair.prompt.text), ("chosen", pair.chosen), ("rejected", pair.rejected)):
             console.print(f"{label:9}{visible(text)}", markup=False)
         console.print()
+
+
+@data_app.command()
+def audit(
+    problems: Problems,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="KEPT.jsonl", help="the fit problems' rows")
+    ] = None,
+    format: ProblemFormat = "auto",
+    on_bad_row: OnBadRow = "error",
+    times: Annotated[int, typer.Option("--times", help="runs of each solution")] = 3,
+    solutions: Annotated[
+        int | None, typer.Option("--solutions", help="of each problem, the first (default: all)")
+    ] = None,
+    need_solution: Annotated[bool, typer.Option("--need-solution", help="refuse problems without a solution")] = False,
+    workers: Workers = None,
+    cpu_seconds: CpuSeconds = 2.0,
+    wall_seconds: WallSeconds = None,
+    memory_mb: MemoryMb = 512,
+    patience: Patience = 1.0,
+    prelude: Prelude = None,
+    tier: Tier = "auto",
+    unsafe: Unsafe = False,
+    as_json: AsJson = False,
+) -> None:
+    """Does each problem's own solution pass its tests, every time? Others are refused, or left out (-o)."""
+    from trueline.commands.audit import audit_files, refusal
+    from trueline.commands.program_options import options_from
+
+    options = options_from(
+        cpu_seconds=cpu_seconds, wall_seconds=wall_seconds, memory_mb=memory_mb, patience=patience, prelude=prelude,
+        workers=workers, tier=tier, unsafe=unsafe,
+    )  # fmt: skip
+    found = audit_files(
+        problems, out, options, format=format, on_bad_row=on_bad_row, times=times, solutions=solutions,
+        need_solution=need_solution, console=Console(stderr=True, highlight=False) if as_json else console,
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(found))
+    if error := refusal(found):
+        raise error
 
 
 def _show_check(found: Any) -> None:

@@ -130,7 +130,8 @@ class Screen:
 def _label(node: Node) -> str:
     if node.measures:
         return "evaluation"
-    return f"{node.arm} (no shift)" if node.variant == "no-shift" and node.arm not in ("sft",) else node.arm
+    other = {"no-shift": "no shift", "people": "people's pairs"}.get(node.variant, "")
+    return f"{node.arm} ({other})" if other and node.arm != "sft" else node.arm
 
 
 def _span(seconds: float) -> str:
@@ -138,12 +139,12 @@ def _span(seconds: float) -> str:
 
 
 def show_arms(console: Console, report: dict[str, Any]) -> None:
-    """The arm table of the last screen: gold with its interval, KL, length, cost."""
+    """The arm table of the last screen: gold (pass@1 of programs) with its interval, KL, length, cost."""
     for variant in report["variants"]:
         table = Table(title=f"{report['task']}, {variant['label']}", title_justify="left", show_edge=False)
         for name, justify in (
             ("arm", "left"),
-            ("gold", "right"),
+            (_gold_name(report), "right"),
             ("95% interval", "right"),
             ("KL to SFT", "right"),
             ("length", "right"),
@@ -162,13 +163,17 @@ def show_over_prompts(console: Console, report: dict[str, Any]) -> None:
     if not report["over_prompts"]:
         return
     table = Table(title="Paired by prompt; intervals over prompts alone", title_justify="left", show_edge=False)
-    for name, justify in (("difference", "left"), ("gold", "right"), ("95% interval", "right")):
+    for name, justify in (("difference", "left"), (_gold_name(report), "right"), ("95% interval", "right")):
         table.add_column(name, justify=justify)
     for row in report["over_prompts"]:
         low, high = row["ci95"]
         interval = f"\\[{low:+.2f}, {high:+.2f}]" if low is not None else ""
         table.add_row(f"{row['a']} - {row['b']}", f"{row['difference']:+.2f}", interval)
     console.print(table)
+
+
+def _gold_name(report: dict[str, Any]) -> str:
+    return "pass@1" if "programs" in report else "gold"
 
 
 def _arm_row(arm: dict[str, Any]) -> Iterable[str]:

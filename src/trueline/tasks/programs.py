@@ -108,11 +108,11 @@ class Programs:
         own, tests, self._in_both = loaded.problems[: data.limit or None], [], 0
         if data.test_path:
             self._loads.append(_loaded(data.test_path, "auto", data.on_bad_row))
-            taken = {problem.task_id for problem in own}
-            tests = [_renamed(problem, taken) for problem in self._loads[1].problems]
-            known = {_statement(problem) for problem in tests}
+            known = {_statement(problem) for problem in self._loads[1].problems}
             kept = [problem for problem in own if _statement(problem) not in known]
             own, self._in_both = kept, len(own) - len(kept)
+            taken = {problem.task_id for problem in own}
+            tests = [_renamed(problem, taken) for problem in self._loads[1].problems]
         self._parts = _split(own, tests, everything=data.everything)
         counts = {split: len(part) for split, part in self._parts.items()}
         if sum(counts.values()) < _LEAST or not all(counts.values()):

@@ -28,14 +28,14 @@ class PairSources:
     """The comparisons of one seed: `training` for every learner, `selection` and `gold` where judges are learned.
 
     `elsewhere` are of a kind that no learner is given: what the reward model's accuracy out of distribution is
-    measured on. `executions` is how many programs were run to make them; pairs that were made so are no labels.
+    measured on. `executions` is how many programs were run to make them, None where people labelled them.
     """
 
     training: list[Pair]
     selection: list[Pair] = field(default_factory=list)
     gold: list[Pair] = field(default_factory=list)
     elsewhere: list[Pair] = field(default_factory=list)
-    executions: int = 0
+    executions: int | None = None
 
 
 class Task(Protocol):
