@@ -33,7 +33,7 @@ app.add_typer(data_app, name="data")
 bench_app = typer.Typer(help="Measure parts of trueline on this machine.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(bench_app, name="bench")
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
+console = Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 110)
 Target = Annotated[
     str, typer.Argument(metavar="TASK|CONFIG", help="dialogue, code, hh-rlhf, pairs, or a .yaml or .toml file")
 ]

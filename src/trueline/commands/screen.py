@@ -130,7 +130,7 @@ class Screen:
 def _label(node: Node) -> str:
     if node.measures:
         return "evaluation"
-    other = {"no-shift": "no shift", "people": "people's pairs"}.get(node.variant, "")
+    other = {"no-shift": "no shift", "people": "people"}.get(node.variant, "")
     return f"{node.arm} ({other})" if other and node.arm != "sft" else node.arm
 
 

@@ -8,13 +8,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from trueline.study.matrix import ArmRuns, Study, Variant
+from trueline.study.programs import UNSAFE, by_example, unjudged
 
-__all__ = ["Flag", "collapse_marks", "diagnose"]
+__all__ = ["LOUD", "Flag", "collapse_marks", "diagnose"]
 
 OUTSIDE_SHARE, OUTSIDE_RISE = 0.10, 0.05
 REFUSAL_RISE = 0.10
 LENGTH_DRIFT = 0.25
 LOGPROB_FALL = 1.0  # nats per response
+ALL_ARMS = "all arms"
+UNCONTAINED, INCIDENTS, NOT_JUDGED = "not contained", "sandbox incidents", "samples not judged"
+LOUD = (UNCONTAINED, INCIDENTS, NOT_JUDGED)
+"""Flags of the machinery: they stand first, and the page sets them apart."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +42,34 @@ def collapse_marks(arm: ArmRuns, sft: ArmRuns | None, metric: str) -> tuple[bool
 
 
 def diagnose(study: Study) -> tuple[Flag, ...]:
-    """All flags of all variants, in the order of variants, checks and arms."""
-    flags: list[Flag] = []
+    """All flags of all variants: those of the machinery, then in the order of variants, checks and arms."""
+    flags: list[Flag] = list(_machinery(study)) if study.manifest.by_tests else []
     for variant in study.variants:
         for check in CHECKS:
             for arm in variant.arms.values():
                 flags.extend(check(study, variant, arm))
     return tuple(flags)
+
+
+def _machinery(study: Study) -> Iterator[Flag]:
+    """What casts doubt on every verdict of the sandbox."""
+    sandbox, primary = study.manifest.sandbox, study.primary.name
+    if UNSAFE in sandbox.get("tiers", ()):
+        text = (
+            "programs that nobody had read ran without a sandbox: they could have read the tests, or paid themselves."
+        )
+        yield Flag(UNCONTAINED, primary, ALL_ARMS, float(sandbox.get("executions", 0)), text)
+    if incidents := sandbox.get("incidents", ()):
+        text = f"{len(incidents)} time(s) a worker hung or died; each is listed under the sandbox."
+        yield Flag(INCIDENTS, primary, ALL_ARMS, float(len(incidents)), text)
+    for variant in study.variants:
+        for arm in variant.arms.values():
+            missing, samples = unjudged(arm)
+            if missing:
+                text = (
+                    f"the sandbox could not judge {missing:,} of {samples:,} samples; they are left out of every share."
+                )
+                yield Flag(NOT_JUDGED, variant.name, arm.name, missing / samples, text)
 
 
 def _collapse(study: Study, variant: Variant, arm: ArmRuns) -> Iterator[Flag]:
@@ -54,7 +80,8 @@ def _collapse(study: Study, variant: Variant, arm: ArmRuns) -> Iterator[Flag]:
         return
     seeds = [cell.seed for cell, mark in zip(arm.cells, marks) if mark]
     drop = min(np.subtract(arm.figure(metric, "end"), sft.figure(metric)))
-    text = f"ends below SFT in {len(seeds)} of {len(marks)} seeds (seed {_join(seeds)}), by up to {-drop:.2f} gold."
+    size = f"{-drop:.2f} {study.manifest.gold_name}"
+    text = f"ends below SFT in {len(seeds)} of {len(marks)} seeds (seed {_join(seeds)}), by up to {size}."
     yield Flag("collapse", variant.name, arm.name, float(drop), text)
 
 
@@ -73,11 +100,13 @@ def _divergence(study: Study, variant: Variant, arm: ArmRuns) -> Iterator[Flag]:
             falls.append(fall)
             seeds.append(cell.seed)
     if falls:
+        shown = by_example(study.manifest)
+        proxy = "the share that passes its prompt's example" if shown else "the proxy"
         text = (
-            f"gold falls by {max(falls):.2f} after its best checkpoint while the proxy goes on rising "
-            f"(seed {_join(seeds)}): the proxy is being exploited."
+            f"{study.manifest.gold_name} falls by {max(falls):.2f} after its best checkpoint while {proxy} goes on "
+            f"rising (seed {_join(seeds)}): {'the examples are' if shown else 'the proxy is'} being exploited."
         )
-        yield Flag("proxy-gold divergence", variant.name, arm.name, float(max(falls)), text)
+        yield Flag(f"proxy-{study.manifest.gold_name} divergence", variant.name, arm.name, float(max(falls)), text)
 
 
 def _falling_logprobs(study: Study, variant: Variant, arm: ArmRuns) -> Iterator[Flag]:

@@ -40,19 +40,19 @@ class JudgeRow:
     elsewhere: tuple[Share, ...]
 
 
-_WORLDS = {"elsewhere": "{kind} pairs, left out of training", "own_samples": "SFT's own samples, ordered by gold"}
+_WORLDS = {"elsewhere": "{kind} pairs, left out of training", "own_samples": "SFT's own samples, ordered by {gold}"}
 
 
-def judge_rows(cells: Iterable[tuple[str, Mapping[str, Any]]]) -> list[JudgeRow]:
+def judge_rows(cells: Iterable[tuple[str, Mapping[str, Any]]], gold: str = "gold") -> list[JudgeRow]:
     """One row per (label, contents of `done.json`), in their order.
 
     Each seed has a row of its own: seeds share pairs, so a pooled interval would be too narrow. A stage that measured
-    nothing is left out.
+    nothing is left out. `gold` is what the study calls the order of SFT's own samples.
     """
-    return [_row(label, done) for label, done in cells if "accuracy" in done]
+    return [_row(label, done, gold) for label, done in cells if "accuracy" in done]
 
 
-def _row(label: str, done: Mapping[str, Any]) -> JudgeRow:
+def _row(label: str, done: Mapping[str, Any], gold: str) -> JudgeRow:
     accuracy, calibration = done["accuracy"], done.get("calibration") or {}
     within = accuracy.get("in_distribution", {})
     return JudgeRow(
@@ -64,7 +64,7 @@ def _row(label: str, done: Mapping[str, Any]) -> JudgeRow:
         _share("all", accuracy.get("equal_length", {})),
         calibration.get("ece"),
         calibration.get("by_chance"),
-        tuple(_elsewhere(accuracy)),
+        tuple(_elsewhere(accuracy, gold)),
     )
 
 
@@ -81,12 +81,12 @@ def _kinds(counts: Mapping[str, Mapping[str, float]]) -> list[Share]:
     return [share for share in found if share is not None]
 
 
-def _elsewhere(accuracy: Mapping[str, Any]) -> list[Share]:
+def _elsewhere(accuracy: Mapping[str, Any], gold: str) -> list[Share]:
     found = []
     for world, words in _WORLDS.items():
         counts = accuracy.get(world, {})
         if world == "elsewhere":
             found += [_share(kind, counts, words.format(kind=kind)) for kind in counts if kind != "all"]
         else:
-            found.append(_share("all", counts, words))
+            found.append(_share("all", counts, words.format(gold=gold)))
     return [share for share in found if share is not None]

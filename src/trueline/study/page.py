@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from trueline.study.comparisons import CANDIDATES, Comparison, arm_interval, compare, controlled, over_prompts
-from trueline.study.diagnostics import Flag, collapse_marks, diagnose
+from trueline.study.diagnostics import LOUD, Flag, collapse_marks, diagnose
 from trueline.study.judges import judge_rows
 from trueline.study.matrix import ArmRuns, Study, Variant
 from trueline.study.plots import MARKS, figures, slug
+from trueline.study.programs import programs
 from trueline.study.statistics import Interval
 from trueline.study.trials import trial_table
 from trueline.study.verdict import CANNOT_TELL, NO_DIFFERENCE, Verdict, display
@@ -141,11 +142,14 @@ def _context(study: Study, verdict: Verdict) -> dict[str, Any]:
         "flags": _by_name(diagnose(study)),
         "behaviour": _behaviour(primary),
         "tuning": trial_table(study.manifest.tuning),
-        "judges": judge_rows(study.manifest.judges),
+        "judges": judge_rows(study.manifest.judges, study.manifest.gold_name),
         "split": metric.split("/")[0],
         "strip_width": STRIP,
         "prompts_shown": PROMPTS_SHOWN,
-        "gold_name": metric.rsplit("/", 1)[1],
+        "gold_name": study.manifest.gold_name,
+        "gold_title": study.manifest.gold_name if study.manifest.by_tests else study.manifest.gold_name.capitalize(),
+        "programs": programs(study),
+        "loud": LOUD,
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from io import StringIO
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from trueline.study.matrix import ArmRuns, Checkpoint, Study, Variant
+from trueline.study.programs import by_example
 
 __all__ = ["MARKS", "Plot", "figures", "slug"]
 
@@ -34,6 +35,7 @@ MARKS: dict[str, tuple[str, str, str]] = {
     "ln-dpo": ("#0a000c", "v", "--"),
     "simpo": ("#0a000d", "D", "-"),
     "kto": ("#0a000e", "^", ":"),
+    "dpo-nll": ("#0a000f", "D", "-."),
 }
 OTHER = ("#0a0008", "x", "-")
 
@@ -153,10 +155,35 @@ PANELS = (
 )
 
 
+PROGRAM_WORDS: dict[str, dict[str, str]] = {
+    "gold-kl": {
+        "title": "pass@1 against distance from SFT",
+        "caption": "What the hidden tests give for each step away from SFT. Higher at the same KL is better; a curve "
+        "that turns down has gone too far. Best-of-n stands at its analytic KL.",
+        "ylabel": "pass@1",
+    },
+    "proxy-kl": {
+        "title": "Prompts' own examples against distance from SFT",
+        "caption": "Share of the same programs that pass the example in their prompt. Where it goes on rising while "
+        "pass@1 falls, programs are fitted to the example.",
+        "ylabel": "share that passes its example",
+    },
+    "gold-flops": {"title": "pass@1 over compute", "ylabel": "pass@1"},
+    "gold-tokens": {"title": "pass@1 over sampled tokens", "ylabel": "pass@1"},
+}
+
+
 def figures(study: Study) -> tuple[Plot, ...]:
     """The figures of the primary variant, in reading order; one whose metrics no arm has is left out."""
-    plots = (_plot(panel, study.primary) for panel in PANELS)
+    panels = (_of_programs(panel, study) for panel in PANELS) if study.manifest.by_tests else PANELS
+    plots = (_plot(panel, study.primary) for panel in panels)
     return tuple(plot for plot in plots if plot is not None)
+
+
+def _of_programs(panel: _Panel, study: Study) -> _Panel:
+    """The panel in the words of programs; the reward model's keeps its own where one was trained."""
+    words = PROGRAM_WORDS.get(panel.name, {})
+    return panel if panel.name == "proxy-kl" and not by_example(study.manifest) else replace(panel, **words)
 
 
 def _plot(panel: _Panel, variant: Variant) -> Plot | None:

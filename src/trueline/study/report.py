@@ -15,6 +15,8 @@ from trueline.study.diagnostics import collapse_marks, diagnose
 from trueline.study.judges import judge_rows
 from trueline.study.matrix import SCHEMA, ArmRuns, Study, Variant, load
 from trueline.study.page import render
+from trueline.study.programs import programs_json
+from trueline.study.tiers import tier_keys
 from trueline.study.verdict import Verdict, judge
 
 __all__ = ["build", "summarize"]
@@ -54,9 +56,10 @@ def summarize(study: Study, verdict: Verdict) -> dict[str, Any]:
         "diagnostics": [asdict(flag) for flag in diagnose(study)],
         "threats": list(manifest.threats),
         "tuning": dict(manifest.tuning),
-        "judges": [asdict(row) for row in judge_rows(manifest.judges)],
+        "judges": [asdict(row) for row in judge_rows(manifest.judges, manifest.gold_name)],
         "command": manifest.command,
         "own_data_command": manifest.own_data_command,
+        **programs_json(study),
     }
 
 
@@ -72,7 +75,8 @@ def _variant(study: Study, variant: Variant) -> dict[str, Any]:
 
 
 def _arm(study: Study, variant: Variant, arm: ArmRuns) -> dict[str, Any]:
-    keys = sorted({key for cell in arm.cells for key in cell.figures.get("selected", {})})
+    keys = {key for cell in arm.cells for key in cell.figures.get("selected", {})}
+    keys = sorted(keys | (tier_keys(arm) if study.manifest.by_tests else set()))
     picks = {pick: _pick(arm, pick) for pick in ("end", "proxy", "selected")}
     return {
         "name": arm.name,

@@ -30,6 +30,7 @@ NAMES = {
     "ln-dpo": "length-normalised DPO",
     "simpo": "SimPO",
     "kto": "KTO",
+    "dpo-nll": "DPO with NLL",
 }
 
 
@@ -70,9 +71,10 @@ def display(arm: str) -> str:
 
 def judge(study: Study) -> Verdict:
     """The verdict on the primary variant, by DESIGN's rules, in this order: one seed, or a learned gold whose accuracy
-    has a lower bound of 0.55 or less (or none), is `cannot-tell`; all candidates pairwise within the margin is
-    `no-difference`; a best set of one arm is that arm; a separated lead comparison with a best set that leaves some
-    candidate out is the cheapest of the set (charged FLOPs); anything else is `cannot-tell`.
+    has a lower bound of 0.55 or less (or none), or tests that no program of any arm passed, is `cannot-tell`; all
+    candidates pairwise within the margin is `no-difference`; a best set of one arm is that arm; a separated lead
+    comparison with a best set that leaves some candidate out is the cheapest of the set (charged FLOPs); anything else
+    is `cannot-tell`.
     """
     case = _gather(study)
     best = _best_set(case)
@@ -107,9 +109,18 @@ def _gate(study: Study) -> str:
         known = f"lower bound {bounds[0]:.2f}" if bounds and bounds[0] is not None else "unknown"
         who = "a judge that was handed in" if gold["kind"] == "given" else "itself a learned model"
         return f"gold is {who} and its accuracy ({known}) is too near to chance"
+    if study.manifest.by_tests and not _anything_passed(study):
+        return "no program of any arm passed its tests, so start from a model that solves some problems"
     if len(study.manifest.seeds) == 1:
         return "training runs differ by their seed and only one was run; run at least three"
     return ""
+
+
+def _anything_passed(study: Study) -> bool:
+    """Whether any arm solved anything; True where nothing is known."""
+    tables = [arm.table(study.manifest.metric) for arm in study.primary.arms.values()]
+    known = [table[1] for table in tables if table is not None]
+    return not known or any((solved > 0).any() for solved in known)
 
 
 def _decide(case: _Case, best: tuple[str, ...]) -> tuple[str, str]:
@@ -156,6 +167,8 @@ def _lead(case: _Case) -> str:
     if row is None:
         missing = " and ".join(display(arm) for arm in LEAD if arm not in case.arms)
         return f"PPO and DPO were not compared, since {missing} did not run, in {world}"
+    if case.study.manifest.by_tests:
+        return f"{_lead_by_tests(row)} in {world}"
     mean, unit = row.interval.mean, f"{case.study.manifest.metric.rsplit('/', 1)[1]} points"
     if not row.interval.finite:
         return f"PPO minus DPO is {mean:+.2f} {unit} on one seed, which carries no interval, in {world}"
@@ -167,6 +180,20 @@ def _lead(case: _Case) -> str:
         once = f"PPO scores {abs(mean):.2f} {unit} {side} DPO {bounds} in {world}"
         return f"{once}, but not beyond doubt once the four declared comparisons are corrected for"
     return f"PPO and DPO are not separated: PPO minus DPO is {mean:+.2f} {unit} {bounds} in {world}"
+
+
+def _lead_by_tests(row: Comparison) -> str:
+    """As `_lead` of programs, where gold is a share of problems."""
+    mean, interval = row.interval.mean, row.interval
+    if not interval.finite:
+        return f"PPO minus DPO is {mean:+.2f} in pass@1 on one seed, which carries no interval,"
+    bounds = f"95% interval {interval.low:+.2f} to {interval.high:+.2f}"
+    solves = f"PPO solves {abs(mean):.2f} {'more' if mean > 0 else 'less'} of the problems than DPO (pass@1; {bounds})"
+    if row.separated:
+        return solves
+    if interval.low > 0 or interval.high < 0:
+        return f"{solves}, but not beyond doubt once the four declared comparisons are corrected for,"
+    return f"PPO and DPO are not separated: PPO minus DPO is {mean:+.2f} in pass@1 ({bounds})"
 
 
 def _second(answer: str, reason: str, best: tuple[str, ...], cheapest: str | None) -> str:
@@ -225,6 +252,8 @@ def _scope(case: _Case) -> str:
     if row is None or not row.interval.finite:
         return f"Measured on {ground}; nothing here reaches beyond this base, data and scale"
     size = f"{abs(row.interval.mean) / sd:.2f} standard deviations of SFT's gold, " if sd else ""
+    if case.study.manifest.by_tests:
+        size = f"{case.means[LEAD[0]]:.2f} of the problems beside {case.means[LEAD[1]]:.2f}, "
     figures = f"{size}Holm p {_p(row.p_adjusted)}, {ground}"
     return f"PPO against DPO in other figures: {figures}; nothing here reaches beyond this base, data and scale"
 
