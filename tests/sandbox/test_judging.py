@@ -64,6 +64,38 @@ def test_a_method_of_solution_is_a_function(pool) -> None:
     assert judged(pool, source, CallTest("f", [1], 2)).outcome == "pass"
 
 
+def stopped(pool: Pool, source: str, *tests, **more) -> Verdict:
+    return judged(pool, source, *tests, stop_at_failure=True, **more)
+
+
+def test_stop_at_failure_counts_the_rest_as_failed(pool) -> None:
+    tests = CallTest("f", [1], 2), CallTest("f", [2], 5), CallTest("f", [3], 6)
+    verdict = stopped(pool, DOUBLE, *tests)
+    assert (verdict.outcome, verdict.error, verdict.first_failing) == ("fail", "wrong", 1)
+    assert verdict.passed == (True, False, False) and verdict.outputs == ("2", "4", None)
+    assert stopped(pool, DOUBLE, tests[0], tests[2]).passed == (True, True)
+
+
+def test_stop_at_failure_runs_nothing_more(pool) -> None:
+    """What follows the failure would take 0.4 s of processor time in each test: three of them show in the time."""
+    burn = "import time\nend = time.process_time() + 0.4\nwhile time.process_time() < end: pass\n"
+    script = f"n = int(input())\nif n == 0:\n    raise ValueError\n{burn}print(n)\n"
+    calls = (
+        f"def f(n):\n    if n == 0:\n        raise ValueError\n    {burn.replace(chr(10), chr(10) + '    ')}return n\n"
+    )
+    cases = [
+        (script, StdioTest("0\n", "0"), StdioTest("1\n", "1")),
+        (calls, CallTest("f", [0], 0), CallTest("f", [1], 1)),
+    ]
+    cases.append((calls, AssertTest("assert f(0) == 0"), AssertTest("assert f(1) == 1")))
+    for source, bad, good in cases:
+        verdict = stopped(pool, source, bad, good, good, good)
+        assert (verdict.error, verdict.first_failing) == ("runtime", 0) and verdict.passed == (False,) * 4
+        assert verdict.seconds < 1.0
+        full = judged(pool, source, bad, good, good, good)
+        assert full.passed == (False, True, True, True) and full.seconds > 1.2
+
+
 def test_the_prelude_is_explicit(pool) -> None:
     source = "def f(x: List[int]) -> float:\n    return math.sqrt(x[0])\n"
     test = CallTest("f", [[4]], 2.0)
@@ -101,9 +133,79 @@ def test_script_verdicts(pool, source, outcome, error) -> None:
     assert (verdict.outcome, verdict.error) == (outcome, error), verdict.detail
 
 
+FAST = """
+import atexit, os, sys
+from io import BytesIO
+assert ("r" in sys.stdin.mode, "w" in sys.stdout.mode) == (True, True)
+out, sys.stdout = sys.stdout, BytesIO()
+write = sys.stdout.write
+sys.stdout.write = lambda text: write(text.encode())
+atexit.register(lambda: os.write(1, sys.stdout.getvalue()))
+print(os.read(0, os.fstat(0).st_size).decode())
+"""
+OWN = """
+import io, os
+class Late(io.IOBase):
+    def __init__(self):
+        self.buffer = io.BytesIO()
+        self.write = lambda text: self.buffer.write(text.encode())
+    def flush(self):
+        os.write(1, self.buffer.getvalue())
+        self.buffer.truncate(0)
+late = Late()
+late.write(input()[1:])
+print(7, end="")
+"""
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        FAST,  # quick reading and writing, as contest programs have it
+        OWN,
+        "import threading, time\nthreading.Thread(target=lambda: (time.sleep(0.05), print(input()))).start()",
+        "print(input())\nexit()\nprint('more')",
+        "print(input())\nquit(0)\nprint('more')",
+    ],
+    ids=["atexit", "own stream", "thread", "exit", "quit"],
+)
+def test_a_script_ends_as_an_interpreter_ends(pool, source) -> None:
+    verdict = judged(pool, source, StdioTest("7\n", "7"), StdioTest("789\n", "789"))
+    assert verdict.outcome == "pass", verdict.detail
+
+
 def test_a_program_starts_afresh_for_each_script_run(pool) -> None:
     source = "import builtins\nprint(getattr(builtins, 'mark', 0))\nbuiltins.mark = 1\n"
     assert judged(pool, source, *[StdioTest("", "0")] * 3).outcome == "pass"
+
+
+OPEN = """
+import os
+def f():
+    found = []
+    for number in range(2000):
+        try:
+            os.fstat(number)
+        except OSError:
+            continue
+        found.append(number)
+    return found
+"""
+
+
+def test_a_run_holds_no_descriptors_but_its_own(pool) -> None:
+    """Standard streams and the way to its keeper; where a checker asks, the link to it."""
+    tests = CallTest("f", [], [0, 1, 2, 3]), AssertTest("assert f() == [0, 1, 2, 3, 4]")
+    assert judged(pool, OPEN, *tests).outcome == "pass"
+    assert judged(pool, f"{OPEN}print(*f())", StdioTest("", "0 1 2 3")).outcome == "pass"
+    script = OPEN.replace("return found", "return found == [0, 1, 2, 3, 4]") + "assert f()\n"
+    assert judged(pool, "f = 1", AssertTest(script)).outcome == "pass"
+
+
+def test_chance_starts_alike_in_every_run(pool) -> None:
+    source = "import random\ndef f():\n    return [random.random(), list({'a', 'b', 'c', 'd'})]\n"
+    one, other = (judged(pool, source, CallTest("f", [], 0), CallTest("f", [], 0)).outputs for _ in range(2))
+    assert one == other and one[0] != one[1]
 
 
 def test_tests_after_a_limit_are_not_run(pool) -> None:
@@ -193,6 +295,15 @@ def test_an_entry_may_have_the_name_of_a_builtin(pool) -> None:
     source, script = "def sum(a, b):\n    return a + b", "assert sum(1, 2) == 3"
     assert judged(pool, source, AssertTest(script)).outcome == "fail"
     assert judged(pool, source, AssertTest(script), entry="sum").outcome == "pass"
+
+
+def test_a_function_called_check_is_not_the_scripts(pool) -> None:
+    """MBPP 56 asks for a function `check` and calls it in plain asserts."""
+    source = "def check(n):\n    return n > 1\n"
+    assert judged(pool, source, AssertTest("assert check(2)\nassert not check(0)"), entry="check").outcome == "pass"
+    assert judged(pool, source, AssertTest("assert check(0)"), entry="check").error == "wrong"
+    own = "def check(candidate):\n    assert candidate(0)"
+    assert judged(pool, source, AssertTest(own), entry="check").error == "wrong"
 
 
 def test_arguments_of_a_script_are_copies(pool) -> None:

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from trueline.config import Section
 from trueline.data.code_formats import Problem
-from trueline.rewards.verifier import SCALES, Verifier, candidate, judgement, public_tests, public_tests
+from trueline.rewards.verifier import SCALES, Verifier, candidate, judgement, public_tests
 from trueline.sandbox import Limits, Verdict
 from trueline.seeds import permutation
 from trueline.tasks.code_pairs import pairs_of_samples

@@ -125,7 +125,7 @@ class Programs:
                 "data.test_path=FILE names test problems of their own",
             )
         self._by_id = {problem.task_id: problem for part in self._parts.values() for problem in part}
-        self._prompts = {split: [prompt_of(problem) for problem in part] for split, part in self._parts.items()}
+        self._prompts = {split: [_asked(problem) for problem in part] for split, part in self._parts.items()}
         self._comparable = [p for p in self._prompts["train"] if all(self._sides(p))]
 
     def _problem_of(self, prompt: Prompt) -> Problem:
@@ -219,11 +219,11 @@ class Programs:
         parts, notes = self._parts, Counter[str]()
         for loaded in self._loads:
             notes.update(loaded.notes)
-        tiers = {split: dict(sorted(Counter(p.tier for p in part).items())) for split, part in parts.items()}
+        tiers = {name: dict(sorted(Counter(p.kind for p in found).items())) for name, found in self._prompts.items()}
         return {
             "problems": {split: len(part) for split, part in parts.items()},
             **({"tiers": tiers} if any(any(found) for found in tiers.values()) else {}),
-            "formats": list(dict.fromkeys(name for loaded in self._loads for name in loaded.formats)),
+            "formats": ", ".join(dict.fromkeys(name for loaded in self._loads for name in loaded.formats)),
             "rows": sum(loaded.rows for loaded in self._loads),
             "dropped_rows": sum(len(loaded.dropped) for loaded in self._loads),
             "in_test_file_too": self._in_both,
@@ -231,6 +231,12 @@ class Programs:
             "people_pairs": sum(min(map(len, self._sides(p))) for p in self._comparable),
             "quirks": dict(notes),
         }
+
+
+def _asked(problem: Problem) -> Prompt:
+    """The prompt; of a tier that is a path (Code Jam's "kickstart/2021/round_a") the first part is its kind."""
+    prompt = prompt_of(problem)
+    return replace(prompt, kind=prompt.kind.partition("/")[0])
 
 
 def _source_of(problem: Problem, response: str) -> str:

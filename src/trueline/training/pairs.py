@@ -48,8 +48,8 @@ def train(config: Config, stage: Stage) -> None:
 
     sources = stage.task.pairs(stage.seed, sample)
     # What tests found out by running programs is no human label, and what people labelled took no execution.
-    stage.meter.labels += 0 if sources.executions else len(sources.training)
-    stage.meter.reward_calls += sources.executions
+    stage.meter.labels += len(sources.training) if sources.executions is None else 0
+    stage.meter.reward_calls += sources.executions or 0
     write_pairs(stage.cell.directory, sources)
     facts = {"pairs": len(sources.training), "prompts": len(Counter(p.prompt.id for p in sources.training))}
     if stage.task.verified:
