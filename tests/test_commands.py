@@ -76,14 +76,14 @@ BAD = {
         ("study", "dialoge"),
         "TASK",
         "unknown task 'dialoge'",
-        "did you mean dialogue? tasks: dialogue, hh-rlhf, pairs",
+        "did you mean dialogue? tasks: apps, code, codecontests, codejam, dialogue, hh-rlhf",
     ),
     "unknown-task-in-file": (
         _file("run.yaml", "task: nosuch\n"),
         ("study", "run.yaml"),
         "run.yaml: task",
         "unknown task",
-        "tasks: dialogue",
+        "tasks: apps, code",
     ),
     "no-task-in-file": (
         _file("run.yaml", "ppo:\n  steps: 3\n"),

@@ -82,6 +82,21 @@ def test_settings_that_cannot_be_run_are_refused(case) -> None:
     assert "\n" not in str(error)
 
 
+def test_tests_give_the_reward_where_there_are_tests_and_nowhere_else() -> None:
+    assert settings("code")["study"].feedback == "verifier"
+    assert settings("code", "study.feedback=learned")["study"].feedback == "learned"
+    for task, feedback in (("code", "gold"), ("dialogue", "verifier")):
+        with pytest.raises(InputError, match=r"study\.feedback"):
+            settings(task, f"study.feedback={feedback}")
+
+
+def test_dpo_with_nll_takes_over_what_dpo_is_told() -> None:
+    found = settings("code", "dpo.beta=0.25", "dpo_nll.learning_rate=1e-3")
+    assert (found["dpo_nll"].beta, found["dpo_nll"].nll_coef, found["dpo_nll"].learning_rate) == (0.25, 1.0, 1e-3)
+    assert found["dpo"].nll_coef == 0.0 and found["dpo"].learning_rate != 1e-3
+    assert settings("code", "dpo_nll.nll_coef=0.5")["dpo_nll"].nll_coef == 0.5
+
+
 def test_gold_feedback_needs_an_embedded_judge(target) -> None:
     assert settings("dialogue", "study.feedback=gold")["study"].feedback == "gold"
     with pytest.raises(InputError, match="no embedded judge"):
