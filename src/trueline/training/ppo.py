@@ -128,7 +128,7 @@ def train(config: Config, stage: Stage) -> None:
         "moments": moments,
         "controller": controller,
     }
-    total = stage.total_steps(config.steps)
+    total = stage.total_steps(config.steps, executions=config.batch_size if config.feedback == "verifier" else 0)
     same = fingerprint(policy) == fingerprint(reference)
     step = stage.begin(registry, objective(config))
     # 3. The loop: sample and score, shape and estimate, update.

@@ -68,7 +68,7 @@ def train(config: Config, stage: Stage) -> None:
     policy, reference = load_policy(stage, "sft"), load_policy(stage, "sft")
     score = reward_source(stage, config.feedback)
     optimizer = make_optimizer(policy, config.learning_rate)
-    total = stage.total_steps(config.steps)
+    total = stage.total_steps(config.steps, executions=config.batch_size if config.feedback == "verifier" else 0)
     step = stage.begin({"policy": ModuleState(policy), "optimizer": OptimizerState(optimizer)}, objective(config))
     # 2. The loop: sample and score, compare within each prompt, update.
     while stage.may_step(step, total):

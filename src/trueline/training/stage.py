@@ -158,8 +158,13 @@ class Stage:
         """Tell the budget that every `steps`-th step samples first, and so costs more than the others."""
         self._pace.period = steps
 
-    def total_steps(self, planned: int) -> int:
-        """The steps that are planned, cut by `train.max_steps`."""
+    def total_steps(self, planned: int, *, executions: int = 0) -> int:
+        """The steps that are planned, cut by `train.max_steps`, and by what a budget of executions pays for.
+
+        `executions` is how many programs a step runs at most. Snapshots are spread over the steps that will be taken.
+        """
+        if self.limits.budget is not None and self.limits.budget_rule == "executions" and executions:
+            planned = min(planned, max(1, int(self.limits.budget // executions)))
         return planned if self.limits.max_steps is None else min(planned, self.limits.max_steps)
 
     def may_step(self, step: int, total: int) -> bool:
