@@ -107,7 +107,7 @@ class Stage:
         self.meter = BudgetMeter()
         self.sampling = Sampling(forbidden=self.forbidden())
         self._pace = _Pace()
-        self._out_of_budget = False
+        self._out_of_budget = self._cut_by_budget = False
         self._registry: dict[str, checkpoint.Stateful] = {}
         self._clock = time.perf_counter()
         self._paused = 0.0
@@ -164,7 +164,8 @@ class Stage:
         `executions` is how many programs a step runs at most. Snapshots are spread over the steps that will be taken.
         """
         if self.limits.budget is not None and self.limits.budget_rule == "executions" and executions:
-            planned = min(planned, max(1, int(self.limits.budget // executions)))
+            affordable = max(1, int(self.limits.budget // executions))
+            self._cut_by_budget, planned = affordable < planned, min(planned, affordable)
         return planned if self.limits.max_steps is None else min(planned, self.limits.max_steps)
 
     def may_step(self, step: int, total: int) -> bool:
@@ -239,7 +240,11 @@ class Stage:
         cost = self.meter.cost()
         write_json(self.cell / "cost.json", {"own": cost.as_dict()})
         self.cell.finish(
-            method=self.method, seed=self.seed, flops=self.meter.flops, stopped_by_budget=self._out_of_budget, **facts
+            method=self.method,
+            seed=self.seed,
+            flops=self.meter.flops,
+            stopped_by_budget=self._out_of_budget or self._cut_by_budget,
+            **facts,
         )
 
 
