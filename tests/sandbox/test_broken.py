@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -10,7 +11,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -128,16 +128,15 @@ def settled(verdicts: list[Verdict]) -> list[Verdict]:
     return [replace(v, seconds=0.0, detail="" if v.outcome == "limit" else v.detail) for v in verdicts]
 
 
-def disturb(pool: Pool, number: int, times: int, stop: threading.Event) -> Iterator[int]:
-    """Send the signal to a worker, now and then, each time another one; the process ids that it hit."""
-    hit: set[int] = set()
+def disturb(pool: Pool, number: int, times: int, stop: threading.Event, hit: list[int]) -> None:
+    """Send the signal to a worker, now and then, each time another one; `hit` gets the process ids."""
     while len(hit) < times and not stop.wait(0.15):
-        for pid in list(pool.pids):
-            if pid not in hit and len(hit) < times:
-                os.kill(pid, number)
-                hit.add(pid)
-                yield pid
-                break
+        with contextlib.suppress(ProcessLookupError, RuntimeError):  # replaced while we look
+            for pid in pool.pids:
+                if pid not in hit:
+                    os.kill(pid, number)
+                    hit.append(pid)
+                    break
 
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGKILL, 3), (signal.SIGSTOP, 2)], ids=["killed", "hung"])
@@ -149,12 +148,12 @@ def test_no_verdict_is_lost_or_invented(pool, monkeypatch, number, times) -> Non
     with Pool(2, QUICK, pool.tier) as two:
         calm = settled(list(two.judge(work)))
         assert two.incidents == []
-        thread = threading.Thread(target=lambda: hit.extend(disturb(two, number, times, stop)))
+        thread = threading.Thread(target=disturb, args=(two, number, times, stop, hit))
         thread.start()
         rough = settled(list(two.judge(work)))
         stop.set()
         thread.join()
-        assert len(hit) == times and len(two.incidents) >= 1
+        assert 1 <= len(hit) <= times and len(two.incidents) >= 1
         told = " ".join(two.incidents)
         assert all(line.startswith("program ") for line in two.incidents)
         assert sum(str(pid) in told for pid in hit) >= 1
@@ -163,7 +162,7 @@ def test_no_verdict_is_lost_or_invented(pool, monkeypatch, number, times) -> Non
         assert settled(list(two.judge(work[:6]))) == calm[:6]
     assert [v.outcome for v in calm[:5]] == ["pass", "fail", "fail", "pass", "fail"]
     lost = [n for n, verdict in enumerate(rough) if verdict.outcome == "infrastructure"]
-    assert len(rough) == len(work) and len(lost) <= times // 2
+    assert len(rough) == len(work) and len(lost) <= len(hit) // 2
     assert [verdict for n, verdict in enumerate(rough) if n not in lost] == [
         verdict for n, verdict in enumerate(calm) if n not in lost
     ]

@@ -87,3 +87,12 @@ def test_what_cannot_be_used_is_one_line_and_exit_code_2(given, said, tmp_path) 
     ran = trueline("study", *given, "-o", "run", cwd=tmp_path)
     assert ran.returncode == 2 and said in ran.stderr and ran.stderr.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.integration
+def test_an_arm_of_the_study_can_be_trained_on_all_problems(study, tmp_path) -> None:
+    ran = trueline("train", study / "report.json", "arm=dpo", "-o", "out", cwd=tmp_path, timeout=200)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert (tmp_path / "out" / "model" / "config.json").is_file()
+    made = [read_json(path) for path in (tmp_path / "out" / "cells").glob("*/config.json")]
+    assert {cell["arm"] for cell in made} >= {"sft", "pairs", "dpo"} and all(c["data"]["everything"] for c in made)

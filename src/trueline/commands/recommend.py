@@ -90,13 +90,17 @@ def _chosen(report: dict, overrides: list[str], path: Path) -> tuple[str, list[s
     return chosen, rest
 
 
+_DECIDED = (("study", "arms"), ("study", "trials"), ("sft_chosen", "on"))
+"""What a study sets itself and a user may not."""
+
+
 def _given(manifest: dict) -> list[str]:
     """The settings of the study that a user may have set, as overrides."""
     out = []
     for section, values in manifest.get("sections", {}).items():
         for key, value in values.items():
             text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-            if value != "" and not (section == "study" and key in ("arms", "trials")):
+            if value != "" and (section, key) not in _DECIDED:
                 out.append(f"{section}.{key}={text}")
     return out
 
