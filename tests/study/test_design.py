@@ -234,7 +234,7 @@ class TestPrograms:
         made = self.made()
         own, people = variants(made.sections["study"], made.sections["world"])
         assert own.primary and own.world.pairs_from == "samples" and own.arms == ARMS
-        assert people.arms == ("sft", "dpo-nll", "dpo") and people.world.pairs_from == "people"
+        assert people.arms == ("sft", "dpo") and people.world.pairs_from == "people"
         assert people.world.pairs == own.world.pairs and people.world.shift == 1.0
         assert len(variants(self.made(people_rows=False).sections["study"], own.world)) == 1
 

@@ -32,12 +32,27 @@ _WEIGHTS = {
 }
 
 
+# The same where programs are run: the sandbox takes most of the time of whatever asks for verdicts.
+_PROGRAM_WEIGHTS = {
+    "sft": 62.0,
+    "pairs": 28.0,
+    "reward": 10.0,
+    "dpo": 7.0,
+    "dpo-iter": 35.0,
+    "ppo": 55.0,
+    "rloo": 45.0,
+    "select": 4.0,
+    "evaluate": 13.0,
+}
+
+
 class Screen:
     """A live table of arms by seeds with the time left and one sample growing better."""
 
     def __init__(self, console: Console, nodes: Sequence[Node], workers: int) -> None:
         self.console, self.workers = console, workers
         self.nodes = {node.key: node for node in nodes}
+        self._weights = _PROGRAM_WEIGHTS if any(hasattr(node.world, "pairs_from") for node in nodes) else _WEIGHTS
         self.share = dict.fromkeys(self.nodes, 0.0)
         self.objectives: dict[str, str] = {}
         self.sample: tuple[str, int, str] | None = None
@@ -86,12 +101,12 @@ class Screen:
 
     def expected_minutes(self) -> float:
         """The whole plan by the weights above, spread over the workers."""
-        return max(1.0, sum(_WEIGHTS.get(node.page, 10.0) for node in self.nodes.values()) / self.workers / 60)
+        return max(1.0, sum(self._weights.get(node.page, 10.0) for node in self.nodes.values()) / self.workers / 60)
 
     def seconds_left(self) -> float | None:
         """Remaining work of the plan at the speed seen so far, over the workers; None while nothing has been seen."""
         own = [key for key in self.nodes if key not in self.reused]
-        weights = {key: _WEIGHTS.get(self.nodes[key].page, 10.0) for key in own}
+        weights = {key: self._weights.get(self.nodes[key].page, 10.0) for key in own}
         done = sum(weights[key] * self.share[key] for key in own)
         total = sum(weights.values())
         elapsed = time.perf_counter() - self.began

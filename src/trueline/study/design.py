@@ -23,7 +23,7 @@ __all__ = [
 
 NO_SHIFT_ARMS = ("sft", "dpo", "ppo", "dpo+ppo")
 COVERAGE_ARMS = ("sft", "dpo", "ppo")
-PEOPLE_ARMS = ("sft", "dpo", "dpo-nll")
+PEOPLE_ARMS = ("sft", "dpo")
 _HALF, _HALF_PAIRS = "dpo-half", "pairs-half"
 
 

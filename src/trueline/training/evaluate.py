@@ -133,15 +133,17 @@ def _test(
             policy, prompts, sampler, instruments, samples=samples, stream=split, greedy=greedy, best_of=best_of
         )
 
+    # Where each draw is a program to run, a few are enough of the other picks, and where each sample is one of many.
     verified = stage.task.verified
-    # Of the other picks a few samples are enough where each of them is a program to run.
-    results = {"test/sampled": on("test", config.samples if everything or not verified else min(2, config.samples))}
+    few = min(2, config.samples) if verified else config.samples
+    samples = few if best_of > 1 or not everything else config.samples
+    results = {"test/sampled": on("test", samples)}
     if everything:
         others = stage.task.eval_splits
         if best_of == 1:
             greedy = ("test", *others) if verified else ("test",)
             results |= {f"{split}/greedy": on(split, 1, greedy=True) for split in greedy}
-        results |= {f"{split}/sampled": on(split, config.samples if verified else 1) for split in others}
+        results |= {f"{split}/sampled": on(split, samples if verified else 1) for split in others}
     return results
 
 
