@@ -34,7 +34,8 @@ def _experience(scores, *, old=0.0, reference=0.0, ended=(True, False)) -> Exper
     zeros = torch.zeros(2, 5)
     rollout = Rollout(tokens, MASK, zeros, torch.tensor(LENGTHS), torch.tensor(PROMPTS), torch.tensor(ended), 0)
     given = torch.tensor(scores)
-    return Experience(rollout, zeros + old, zeros + reference, torch.where(rollout.ended, given, 0.0), given, 0.0)
+    known = torch.where(rollout.ended, given, 0.0)
+    return Experience(rollout, zeros + old, zeros + reference, known, given, rollout.ended, 0.0)
 
 
 def _estimate(tiny_world, tmp_path, critic, exp, *, moments=None, kl_coef=0.0, **settings):

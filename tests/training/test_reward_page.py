@@ -67,8 +67,8 @@ class _OtherJudge:
     def __getattr__(self, name):
         return getattr(self.task, name)
 
-    def judge(self, prompt, response) -> Judgement:
-        return Judgement(self.factor * self.task.judge(prompt, response).score)
+    def judge_many(self, prompts, responses) -> list[Judgement]:
+        return [Judgement(self.factor * judged.score) for judged in self.task.judge_many(prompts, responses)]
 
 
 @pytest.mark.integration
