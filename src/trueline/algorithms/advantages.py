@@ -100,9 +100,7 @@ def rloo_advantages(scores: Tensor, *, group_size: int, counted: Tensor | None =
     return (groups - others).masked_fill(~known | (count < 1), 0.0).flatten()
 
 
-def group_advantages(
-    scores: Tensor, *, group_size: int, eps: float = 1e-4, counted: Tensor | None = None
-) -> Tensor:
+def group_advantages(scores: Tensor, *, group_size: int, eps: float = 1e-4, counted: Tensor | None = None) -> Tensor:
     """(score - mean) / (std + eps) within each prompt's group: GRPO (Shao et al. 2024, arXiv 2402.03300, section 4.1).
 
     `scores` [B], groups in consecutive rows -> [B]. The standard deviation is the sample's (n - 1), as TRL and verl
