@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Literal
@@ -13,7 +12,7 @@ from pydantic import Field
 from trueline.config import Section
 from trueline.data.code_formats import Problem
 from trueline.rewards.verifier import SCALES, Verifier, candidate, judgement, public_tests
-from trueline.sandbox import Limits, Verdict
+from trueline.sandbox import Limits, Program, Verdict
 from trueline.seeds import permutation
 from trueline.tasks.code_pairs import pairs_of_samples
 from trueline.tasks.task import PairSources, Sampler
@@ -77,13 +76,11 @@ class Judge:
 
         NaN where the machinery failed.
         """
-        scale = SCALES[self.settings.reward]
-        verdicts = self._by_reward_tests(prompts, responses)
-        return [math.nan if v.outcome == "infrastructure" else scale(v) for v in verdicts]
+        return self.verifier.rewards(self._paid_programs(prompts, responses), SCALES[self.settings.reward])
 
     def passed(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[bool | None]:
         """Whether a response passes those tests; None where the machinery failed."""
-        verdicts = self._by_reward_tests(prompts, responses)
+        verdicts = self.verifier.verdicts(self._paid_programs(prompts, responses))
         return [None if v.outcome == "infrastructure" else v.outcome == "pass" for v in verdicts]
 
     def judgements(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Judgement]:
@@ -99,12 +96,15 @@ class Judge:
         verifier = self.verifier
         return {"tier": verifier.tier, "incidents": verifier.incidents, "executions": verifier.executions}
 
-    def _by_reward_tests(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Verdict]:
+    def _paid_programs(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> list[Program]:
+        """With the tests that learners may use."""
         problems = [self.problem_of(prompt) for prompt in prompts]
         tests = [public_tests(p) + (p.reward_tests or p.tests) for p in problems]
-        return self.verifier.verdicts(self._programs(problems, responses, tests))
+        return self._programs(problems, responses, tests)
 
-    def _programs(self, problems: Sequence[Problem], responses: Sequence[str], tests: Sequence[tuple[Test, ...]]):
+    def _programs(
+        self, problems: Sequence[Problem], responses: Sequence[str], tests: Sequence[tuple[Test, ...]]
+    ) -> list[Program]:
         given = self.settings
         return [
             candidate(p, self.source_of(p, r), tests=t, limits=given.limits, prelude=given.prelude)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -51,7 +50,7 @@ def train(config: Config, stage: Stage) -> None:
     stage.meter.labels += len(sources.training) if sources.executions is None else 0
     stage.meter.reward_calls += sources.executions or 0
     write_pairs(stage.cell.directory, sources)
-    facts = {"pairs": len(sources.training), "prompts": len(Counter(p.prompt.id for p in sources.training))}
+    facts = {"pairs": len(sources.training), "prompts": len({p.prompt.id for p in sources.training})}
     if stage.task.verified:
         facts["edit_distance"] = distance_buckets(sources.training)
     stage.finish(**facts)
