@@ -35,6 +35,8 @@ LAYERS = {
 LAYERS["evaluation"] = set(LAYERS) - {"runs", "distributed"}
 LAYERS["training"] = set(LAYERS)
 LAYERS["study"] = {"types", "errors", "config", "seeds", "runs"}
+# Benchmarks run whole pages, as users do; the command line shows them.
+LAYERS["benchmarks"] = set(LAYERS)
 # The command line: its parser, its entry point, and one page per command.
 LAYERS["commands"] = set(LAYERS)
 LAYERS["cli"] = set(LAYERS)
@@ -47,7 +49,7 @@ THIRD_PARTIES = {
     "algorithms": {"torch"},
     "theory": {"numpy", "torch"},
     "data": {"numpy", "tokenizers", "pyarrow", "datasets"},
-    "models": {"torch", "safetensors", "transformers", "peft"},
+    "models": {"numpy", "torch", "safetensors", "transformers", "peft"},
     "rollout": {"numpy", "torch", "vllm"},
     "rewards": {"torch", "openai"},
     "tasks": {"numpy", "pydantic"},
@@ -56,12 +58,17 @@ THIRD_PARTIES = {
     "evaluation": {"torch", "numpy", "pydantic"},
     "training": {"torch", "numpy", "pydantic"},
     "study": {"numpy", "scipy", "matplotlib", "pydantic"},
+    "benchmarks": {"torch", "tokenizers", "matplotlib"},
     "commands": {"typer", "rich", "numpy", "torch", "yaml"},
     "cli": {"typer", "rich", "click", "torch"},
 }
 
 # One file of a layer may do what the layer may not.
 EXTRA = {
+    # run by the interpreter of the peer's own environment; `wire` lies beside them there
+    "benchmarks/peers/trl_trainer.py": {"trl", "transformers", "datasets", "wire"},
+    "benchmarks/peers/trl_ppo.py": {"trl", "transformers", "datasets", "wire"},
+    "benchmarks/peers/hf_generate.py": {"transformers", "wire"},
     "data/batches.py": {"torch"},
     "data/templates.py": {"jinja2"},
     "rewards/linear.py": {"safetensors"},
@@ -89,6 +96,7 @@ LAZY = {
     "distributed": {"ray"},
     "study": {"matplotlib", "scipy", "torch", "safetensors", "jinja2"},
     "cli": {"torch"},
+    "benchmarks": {"tokenizers", "matplotlib"},
 }
 
 VAGUE = {"utils", "util", "common", "core", "base", "helpers", "misc"}
@@ -241,7 +249,7 @@ def test_the_cycle_finder_finds() -> None:
 
 
 def test_the_layers_of_the_table_form_no_cycle() -> None:
-    everything = {"training", "commands", "cli"}  # these may import each layer below; nothing below may import them
+    everything = {"training", "benchmarks", "commands", "cli"}  # these may import each layer below; nothing below may import them
     below = {layer: others for layer, others in LAYERS.items() if layer not in everything}
     assert cycle_in(below) == []
     assert not [layer for layer, others in below.items() if others & everything and layer != "__main__"]

@@ -16,7 +16,8 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(autouse=True)
-def a_strong_tier() -> None:
+def a_strong_tier(monkeypatch) -> None:
+    monkeypatch.setattr(bench, "_ROUNDS", 2)
     try:
         Pool(1).close()
     except InputError as error:
@@ -34,6 +35,15 @@ def test_it_measures_and_shows(capsys) -> None:
         assert 0.1 < row["per_second_1"] < 1e5 and 0.1 < row["per_second_all"] < 1e5
     ratio = found["kinds"]["calls, honest"]["per_second_1"] / found["subprocess"]["per_second_1"]
     assert found["times_subprocess"]["per_second_1"] == ratio
+
+
+def test_the_record_has_what_every_comparison_has() -> None:
+    record = bench.sandbox_record(bench.bench_sandbox(Console(file=sys.stdout), as_json=True, count=4))
+    assert record == json.loads(json.dumps(record)) and record["name"] == "sandbox" and record["rounds"] == 2
+    ours, peer = (record[side]["seconds"]["all"] for side in ("ours", "peer"))
+    assert record["ratio"]["all"] == [b / a for a, b in zip(ours, peer, strict=True)]
+    assert 0.01 < record["ratio"]["min"] <= record["ratio"]["median"] <= record["ratio"]["max"] < 1000
+    assert {"work", "machine", "versions", "date", "equal"} < set(record)
 
 
 def test_as_json_it_prints_nothing_itself(capsys, monkeypatch) -> None:

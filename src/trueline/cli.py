@@ -57,6 +57,9 @@ MemoryMb = Annotated[int, typer.Option("--memory-mb", help="address space of a p
 Patience = Annotated[float, typer.Option("--patience", help="times the problems' own time limits")]
 Prelude = Annotated[Path | None, typer.Option("--prelude", help="trusted code that runs before every program")]
 Tier = Annotated[str, typer.Option("--tier", help="of the sandbox (default: the strongest that works)")]
+Record = Annotated[Path | None, typer.Option("-o", "--out", metavar="OUT.json", help="where the record goes")]
+BenchSize = Annotated[str, typer.Option("--size", help="of the model: tiny, small, medium, 0.5b, 1.5b")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu or cuda")]
 Unsafe = Annotated[bool, typer.Option("--unsafe", help="permit a tier that contains nothing")]
 
 _STOPPED = "stopped; what ran is kept. Go on with the same command:\n  "
@@ -294,13 +297,78 @@ def env() -> None:
 
 
 @bench_app.command("sandbox")
-def bench_sandbox_command(as_json: AsJson = False) -> None:
+def bench_sandbox_command(out: Record = None, as_json: AsJson = False) -> None:
     """Programs that the sandbox judges a second, beside plain subprocesses."""
-    from trueline.commands.bench import bench_sandbox
+    from trueline.commands.bench import bench_sandbox, sandbox_record
+    from trueline.commands.bench_compare import keep
 
+    keep(out, None)
     found = bench_sandbox(console, as_json)
+    if out is not None:
+        keep(out, sandbox_record(found))
     if as_json:
         print(json.dumps(found))
+
+
+def _add_bench(name: str, text: str) -> None:
+    def command(
+        against: Annotated[str, typer.Option("--against", help="trl (installed at the first use) or self")] = "trl",
+        out: Record = None,
+        size: BenchSize = "small",
+        rounds: Annotated[
+            int | None, typer.Option("--rounds", help="of each side; default 7, or 3 where it samples")
+        ] = None,
+        even: Annotated[bool, typer.Option("--even", help="every row full length (default: ragged rows)")] = False,
+        device: Device = "auto",
+        as_json: AsJson = False,
+    ) -> None:
+        from trueline.commands.bench_compare import bench_compare
+
+        shown = Console(stderr=True, highlight=False, quiet=not sys.stderr.isatty()) if as_json else console
+        record = bench_compare(
+            name, shown, against=against, size=size, rounds=rounds, even=even, device=device, out=out
+        )
+        if as_json:
+            print(json.dumps(record))
+
+    command.__doc__ = text
+    bench_app.command(name=name)(command)
+
+
+_add_bench("sft", "An SFT step against the tuned peer, in turn.")
+_add_bench("reward", "A step of the reward model against the tuned peer.")
+_add_bench("dpo", "A DPO step against the tuned peer.")
+_add_bench("ppo", "A PPO iteration against the tuned peer.")
+_add_bench("grpo", "A GRPO iteration against the tuned peer.")
+_add_bench("rloo", "An RLOO iteration against the tuned peer.")
+_add_bench("rollout", "Sampling a batch against transformers' generate at its best setting.")
+
+
+@bench_app.command("memory")
+def bench_memory_command(
+    out: Record = None, size: BenchSize = "medium", device: Device = "auto", as_json: AsJson = False
+) -> None:
+    """PPO's peak memory against the sum of its parts."""
+    from trueline.commands.bench_compare import bench_memory
+
+    record = bench_memory(Console(stderr=True, quiet=True) if as_json else console, size=size, device=device, out=out)
+    if as_json:
+        print(json.dumps(record))
+
+
+@bench_app.command("curves")
+def bench_curves_command(
+    out: Record = None,
+    quick: Annotated[bool, typer.Option("--quick", help="a few small points")] = False,
+    figure: Annotated[Path | None, typer.Option("--figure", metavar="OUT.png", help="draw them")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Cost of a sample against batch, response length, model size and processes; ours alone."""
+    from trueline.commands.bench_compare import bench_curves
+
+    record = bench_curves(Console(stderr=True, quiet=True) if as_json else console, quick=quick, out=out, figure=figure)
+    if as_json:
+        print(json.dumps(record))
 
 
 @data_app.command()

@@ -139,8 +139,8 @@ def test_reward_trains_on_its_part_and_pays_for_calibration(tiny_world, sizes, c
 @pytest.mark.parametrize("eta", [0.0, 0.1])
 def test_ppo_pays_for_four_models(eta, tiny_world, sizes, sampled, tmp_path) -> None:
     """Per batch of L real tokens, N the policy's parameters, R the reward model's (the critic has one more, its bias):
-    sampling 2NL, scoring 2RL, old and reference log-probs 2NL each, values 2(R+1)L, the probe of up to 64 rows (all 32
-    here) 2 * 2NL for the exact KL and, under a moving reference, 2NL for SFT; training 6(R+1)L for the critic at each
+    sampling 2NL, scoring 2RL, old and reference log-probs 2NL each, values 2(R+1)L; the probe is an eighth of the rows,
+    P tokens: 2 * 2NP for the exact KL and, under a moving reference, 2NP for SFT; training 6(R+1)L for the critic at each
     step, 6NL for the policy after the first (critic_warmup 1), both twice: two epochs."""
     settings = {"batch_size": 32, "ema_eta": eta, "epochs": 2, "critic_warmup": 1}
     cell = run_small(tiny_world, "ppo", tmp_path / "ppo", settings=settings)
@@ -149,7 +149,9 @@ def test_ppo_pays_for_four_models(eta, tiny_world, sizes, sampled, tmp_path) -> 
     assert len(sampled) == STEPS
     for step, rollout in enumerate(sampled):
         tokens = int(rollout.lengths.sum())
-        flops += 2.0 * tokens * (n + r + n + n + c + 2 * n + (n if eta else 0)) + 6.0 * tokens * c * 2
+        probed = int(rollout.lengths[:4].sum())
+        flops += 2.0 * tokens * (n + r + n + n + c) + 6.0 * tokens * c * 2
+        flops += 2.0 * probed * (2 * n + (n if eta else 0))
         trained += tokens * 2
         if step >= 1:
             flops, trained = flops + 6.0 * tokens * n * 2, trained + tokens * 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import resource
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from rich.table import Table
 
 from trueline.sandbox import AssertTest, CallTest, Pool, Program, StdioTest
 
-__all__ = ["bench_sandbox"]
+__all__ = ["bench_sandbox", "sandbox_record"]
+
+_ROUNDS = 5
 
 _HONEST = "def f(xs):\n    total = 0\n    for x in xs:\n        total += x * x\n    return total\n"
 _CASES = ([1, 2], 5), ([], 0), ([3, 1, 2, 5], 39)
@@ -64,13 +67,53 @@ def bench_sandbox(console: Console, as_json: bool, count: int = 300) -> dict[str
     }
     peer = _peer("python -I FILE for each honest program, no sandbox", max(8, count // 10), cores)
     ratios = {key: kinds["calls, honest"][key] / peer[key] for key in ("per_second_1", "per_second_all")}
+    rounds = _in_turn(count)
     found = {
         "tier": tier, "cores": cores, "programs": count, "start_seconds": start, "first_verdict_seconds": first,
-        "kinds": kinds, "subprocess": peer, "times_subprocess": ratios,
+        "kinds": kinds, "subprocess": peer, "times_subprocess": ratios, "rounds": rounds,
     }  # fmt: skip
     if not as_json:
         _show(console, found)
     return found
+
+
+def sandbox_record(found: dict[str, Any]) -> dict[str, Any]:
+    """The figures of `bench_sandbox` as the record of a comparison: seconds are those of one program on one worker."""
+    from trueline.benchmarks.comparison import spread, today
+    from trueline.benchmarks.machine import describe
+    from trueline.study.record import versions
+
+    seconds = {side: [pair[side] for pair in found["rounds"]] for side in ("ours", "peer")}
+    ratios = [pair["peer"] / pair["ours"] for pair in found["rounds"]]
+    about = {
+        "ours": {"what": f"sandbox, tier {found['tier']}", **found["kinds"]["calls, honest"]},
+        "peer": dict(found["subprocess"]),
+    }
+    sides = {
+        side: row | {"seconds": spread(seconds[side]) | {"all": seconds[side]}, "cpu_seconds": row["cpu_ms"] / 1000}
+        for side, row in about.items()
+    }
+    return {
+        "name": "sandbox", "against": "subprocess", **sides, "ratio": spread(ratios) | {"all": ratios},
+        "equal": {"what": "every verdict is the known one", "agrees": True}, "rounds": len(ratios),
+        "work": {"programs": found["programs"], "start_seconds": found["start_seconds"], "kinds": found["kinds"]},
+        "machine": describe("cpu", 1), "versions": {"ours": versions(), "peer": {"python": platform.python_version()}},
+        "date": today(),
+    }  # fmt: skip
+
+
+def _in_turn(count: int) -> list[dict[str, float]]:
+    """Seconds of one honest program in the sandbox and in a plain interpreter on one worker, in turn."""
+    programs, outcomes = _KINDS["calls, honest"][1:]
+    plain = max(8, count // 10)
+    rounds = []
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "program.py")
+        file.write_text(_HONEST + _ASSERTS, encoding="utf-8")
+        for _ in range(_ROUNDS):
+            ours = _judge(programs, outcomes, 1, count) / count
+            rounds.append({"ours": ours, "peer": _plain(file, 1, plain) / plain})
+    return rounds
 
 
 def _row(text: str, count: int, cores: int, work: Callable[[int, int], float]) -> dict[str, Any]:

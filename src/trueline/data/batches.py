@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["TokenBatch", "Tokenized", "collate", "micro_batches"]
+__all__ = ["TokenBatch", "Tokenized", "collate", "common_prompts", "micro_batches"]
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,40 @@ def collate(items: Sequence[Tokenized], pad_id: int) -> TokenBatch:
     return TokenBatch(torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(lengths))
 
 
-def micro_batches(lengths: Sequence[int], token_limit: int) -> Iterator[np.ndarray]:
+def micro_batches(lengths: Sequence[int], token_limit: int, alike: Sequence[int] | None = None) -> Iterator[np.ndarray]:
     """Row indices in groups of similar length whose padded size stays within `token_limit` (one row at least).
 
+    Rows with the same number in `alike` stay side by side, and in one group where they fit: they share a prompt.
     Every loss is a sum with a denominator of the whole batch, so the grouping cannot change a gradient.
     """
-    order = np.argsort(np.asarray(lengths), kind="stable")
+    lengths = np.asarray(lengths)
+    if alike is None:
+        order = np.argsort(lengths, kind="stable")
+        ends = np.ones(len(lengths), dtype=bool)
+    else:
+        alike = np.asarray(alike)
+        longest = np.zeros(alike.max() + 1, dtype=lengths.dtype)
+        np.maximum.at(longest, alike, lengths)
+        order = np.lexsort((lengths, alike, longest[alike]))
+        ends = np.append(alike[order][1:] != alike[order][:-1], True)
     group: list[int] = []
-    for row in order:
-        if group and (len(group) + 1) * int(lengths[row]) > token_limit:
-            yield np.array(group)
-            group = []
+    whole = 0  # of the group, rows whose fellows are all in it
+    widest = 0
+    for row, end in zip(order, ends):
+        while group and (len(group) + 1) * max(widest, int(lengths[row])) > token_limit:
+            kept = whole or len(group)
+            yield np.array(group[:kept])
+            group, whole = group[kept:], 0
+            widest = max((int(lengths[r]) for r in group), default=0)
         group.append(int(row))
+        widest = max(widest, int(lengths[row]))
+        whole = len(group) if end else whole
     if group:
         yield np.array(group)
+
+
+def common_prompts(tokens: Tensor, prompt_lengths: Tensor) -> list[int]:
+    """A number for each row of `tokens` [B, T], the same for rows whose first `prompt_lengths` [B] tokens are equal."""
+    seen: dict[bytes, int] = {}
+    ids = tokens.cpu().numpy()
+    return [seen.setdefault(row[:length].tobytes(), len(seen)) for row, length in zip(ids, prompt_lengths.tolist())]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from trueline.algorithms.divergence import kl_k1, kl_k3
 from trueline.algorithms.logprobs import sequence_logprobs
-from trueline.data.batches import micro_batches
+from trueline.data.batches import common_prompts, micro_batches
 from trueline.errors import RunError
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import Sampling, response_logprobs
@@ -207,7 +207,8 @@ def _parts(judged: Sequence[Judgement]) -> dict[str, list[float]]:
 
 def _rescore(model: Decoder, rollout: Rollout, sampler: Sampler) -> Tensor:
     out = torch.zeros_like(rollout.logprobs)
-    for group in micro_batches(rollout.lengths.tolist(), sampler.token_limit):
+    alike = common_prompts(rollout.tokens, rollout.prompt_lengths)
+    for group in micro_batches(rollout.lengths.tolist(), sampler.token_limit, alike):
         rows = torch.from_numpy(group).to(out.device)
         width = int(rollout.lengths[rows].max())
         scored, _ = response_logprobs(

@@ -159,7 +159,7 @@ class Trunk(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Hidden states of right-padded `tokens` [B, T]; those at padding are meaningless and must not be read."""
         length = tokens.shape[1]
-        self._check_length(length)
+        self.check_length(length)
         x = self.embed(tokens)
         cos, sin = self.cos[:length].to(x.dtype), self.sin[:length].to(x.dtype)
         causal = torch.full((length, length), -math.inf, dtype=x.dtype, device=x.device).triu(1)
@@ -171,7 +171,7 @@ class Trunk(nn.Module):
     def prefill(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """As `forward`, and fills the cache with the keys and values of all T positions."""
         length = tokens.shape[1]
-        self._check_length(length)
+        self.check_length(length)
         x = self.embed(tokens)
         cos, sin = self.cos[:length].to(x.dtype), self.sin[:length].to(x.dtype)
         causal = torch.full((length, length), -math.inf, dtype=x.dtype, device=x.device).triu(1)
@@ -196,7 +196,8 @@ class Trunk(nn.Module):
             x = x + block.mlp(x)
         return self.norm(x)[:, 0]
 
-    def _check_length(self, length: int) -> None:
+    def check_length(self, length: int) -> None:
+        """Raises ValueError for a row that is longer than the context."""
         if length > self.config.max_positions:
             raise ValueError(f"{length} tokens exceed the model's context of {self.config.max_positions}")
 

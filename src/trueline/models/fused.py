@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from trueline.algorithms.shapes import widened
+from trueline.models import kernels
 
 __all__ = ["head_logprobs", "rotate"]
 
@@ -59,6 +60,8 @@ class _HeadLogprobs(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, forbidden: Tensor | None) -> Tensor:
+        if kernels.available(hidden):
+            return _HeadLogprobs._compiled(ctx, hidden, weight, targets, forbidden)
         logits = widened(hidden @ weight.t())
         if forbidden is not None:
             logits.masked_fill_(forbidden, float("-inf"))
@@ -67,11 +70,32 @@ class _HeadLogprobs(torch.autograd.Function):
         return scored.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
     @staticmethod
+    def _compiled(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, forbidden: Tensor | None) -> Tensor:
+        logits, targets = hidden @ weight.t(), targets.contiguous()
+        logprobs, lse = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden))
+        kernels.library().pick_logprobs(
+            *map(kernels.pointer, (logits, forbidden, targets, logprobs, lse)), *logits.shape, kernels.threads()
+        )
+        ctx.save_for_backward(hidden, weight, targets, logits, lse, forbidden)
+        return logprobs
+
+    @staticmethod
     @once_differentiable
     def backward(ctx, g: Tensor):
-        hidden, weight, targets, scored = ctx.saved_tensors
+        held = ctx.saved_tensors
+        if len(held) == 6:
+            hidden, weight, targets, logits, lse, forbidden = held
+            dz = logits.clone()  # a graph may be walked again
+            kernels.library().pick_logprobs_backward(
+                *map(kernels.pointer, (dz, forbidden, targets, lse, g.contiguous())), *dz.shape, kernels.threads()
+            )
+            return *_HeadLogprobs._to_inputs(ctx, dz, hidden, weight), None, None
+        hidden, weight, targets, scored = held
         dz = scored.exp().mul_(-g.unsqueeze(-1))
         dz = dz.scatter_add_(-1, targets.unsqueeze(-1), g.unsqueeze(-1)).to(hidden.dtype)
+        return *_HeadLogprobs._to_inputs(ctx, dz, hidden, weight), None, None
+
+    @staticmethod
+    def _to_inputs(ctx, dz: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
         to_hidden = dz @ weight if ctx.needs_input_grad[0] else None
-        to_weight = dz.t() @ hidden if ctx.needs_input_grad[1] else None
-        return to_hidden, to_weight, None, None
+        return to_hidden, (dz.t() @ hidden if ctx.needs_input_grad[1] else None)

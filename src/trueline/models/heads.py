@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from trueline.models.decoder import Decoder, DecoderConfig, Trunk
+from trueline.models.packed_trunk import hidden_at
 
-__all__ = ["ScalarModel", "last_values", "scalar_from"]
+__all__ = ["ScalarModel", "last_scores", "last_values", "response_values", "scalar_from"]
 
 
 class ScalarModel(nn.Module):
@@ -47,6 +49,25 @@ def scalar_from(source: Decoder | ScalarModel, *, bias: bool, keep_head: bool = 
         with torch.no_grad():
             model.score.weight.copy_(source.score.weight)
     return model
+
+
+def response_values(critic: ScalarModel, tokens: Tensor, response_mask: Tensor) -> Tensor:
+    """The critic's value of the state **before** each response token, [B, T] with zeros elsewhere."""
+    if bool(response_mask[:, 0].any()):
+        raise ValueError("response_mask must be False at index 0: there is no state before the first token")
+    values = critic.score(hidden_at(critic.trunk, tokens, F.pad(response_mask[:, 1:], (0, 1)))).squeeze(-1)
+    return torch.zeros(tokens.shape, dtype=values.dtype, device=values.device).masked_scatter(response_mask, values)
+
+
+def last_scores(model: ScalarModel, tokens: Tensor, lengths: Tensor, prompt_lengths: Tensor | None = None) -> Tensor:
+    """The scalar at the last real token of each row of right-padded `tokens` [B, T], [B].
+
+    Rows that agree on their first `prompt_lengths` [B] tokens share that computation.
+    """
+    wanted = torch.arange(tokens.shape[1], device=tokens.device) == (lengths - 1).unsqueeze(-1)
+    if prompt_lengths is None:
+        prompt_lengths = torch.zeros_like(lengths)
+    return model.score(hidden_at(model.trunk, tokens, wanted, prompt_lengths)).squeeze(-1)
 
 
 def last_values(values: Tensor, lengths: Tensor) -> Tensor:

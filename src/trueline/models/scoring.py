@@ -18,6 +18,7 @@ from trueline.algorithms import divergence, logprobs
 from trueline.algorithms.shapes import widened
 from trueline.models.decoder import Decoder
 from trueline.models.fused import head_logprobs
+from trueline.models.packed_trunk import hidden_at
 
 __all__ = ["Sampling", "exact_kl", "forbidden_mask", "response_hidden", "response_logprobs"]
 
@@ -63,9 +64,8 @@ def response_hidden(model: Decoder, tokens: Tensor, response_mask: Tensor) -> tu
     """Hidden states [M, d] that predict the M response tokens, and those tokens [M], in row-major order."""
     if bool(response_mask[:, 0].any()):
         raise ValueError("response_mask must be False at index 0: nothing predicts the first token")
-    hidden = model.trunk(tokens)
-    predicted = response_mask[:, 1:]
-    return hidden[:, :-1][predicted], tokens[:, 1:][predicted]
+    wanted = F.pad(response_mask[:, 1:], (0, 1))
+    return hidden_at(model.trunk, tokens, wanted), tokens[response_mask]
 
 
 def response_logprobs(

@@ -18,6 +18,7 @@ from trueline.algorithms.shapes import widened
 from trueline.errors import NumericsError
 from trueline.models.decoder import Decoder, KVCache
 from trueline.models.scoring import Sampling
+from trueline.rollout.compiled import can_generate, generate
 from trueline.rollout.engine import Rollout, pad_prompts
 
 __all__ = ["NativeEngine"]
@@ -58,6 +59,8 @@ class NativeEngine:
             raise ValueError(f"prompt and response need {longest} positions, the model has {context}: shorten either")
         if uniforms is not None and (len(uniforms) != len(prompts) or uniforms.shape[1] < max_new_tokens):
             raise ValueError(f"uniforms: shape {uniforms.shape}, needed are [{len(prompts)}, {max_new_tokens}]")
+        if can_generate(self.policy, sampling):
+            return self._compiled(prompts, uniforms, max_new_tokens, sampling)
         order = np.argsort([len(p) for p in prompts], kind="stable")
         pieces = []
         for start in range(0, len(order), self.batch_size):
@@ -65,6 +68,26 @@ class NativeEngine:
             draws = None if uniforms is None else torch.from_numpy(np.ascontiguousarray(uniforms[rows]))
             pieces.append(self._batch([prompts[i] for i in rows], draws, max_new_tokens, sampling))
         return _join(pieces, torch.from_numpy(np.argsort(order)), self.pad_id, self.version)
+
+    def _compiled(self, prompts, uniforms: np.ndarray | None, limit: int, sampling: Sampling) -> Rollout:
+        drawn = generate(self.policy, prompts, uniforms, max_new_tokens=limit, sampling=sampling, end_ids=self.end_ids)
+        prompt_lengths = torch.tensor([len(p) for p in prompts])
+        lengths = prompt_lengths + drawn.lengths
+        index = torch.arange(int(lengths.max()))
+        mask = (index >= prompt_lengths[:, None]) & (index < lengths[:, None])
+        tokens, _ = pad_prompts(prompts, len(index), self.pad_id)
+        made = torch.arange(limit) < drawn.lengths[:, None]
+        captured = torch.zeros(tokens.shape).masked_scatter(mask, drawn.logprobs[made])
+        self._check(captured)
+        tokens = tokens.masked_scatter(mask, drawn.tokens[made])
+        return Rollout(tokens, mask, captured, lengths, prompt_lengths, drawn.ended, self.version)
+
+    def _check(self, captured: Tensor) -> None:
+        if not captured.isfinite().all():
+            raise NumericsError(
+                f"rollout: log-probs of the policy (version {self.version}) are not finite; its weights are damaged or "
+                "every token is forbidden"
+            )
 
     def _batch(self, prompts: list[Sequence[int]], draws: Tensor | None, limit: int, sampling: Sampling):
         policy = self.policy
@@ -102,11 +125,7 @@ class NativeEngine:
                 live, new, row_at, running = live[keep], new[keep], row_at[keep], running[keep]
             hidden = policy.trunk.decode(new, row_at, cache)
             at[live] += 1
-        if not captured.isfinite().all():
-            raise NumericsError(
-                f"rollout: log-probs of the policy (version {self.version}) are not finite; its weights are damaged or "
-                "every token is forbidden"
-            )
+        self._check(captured)
         return tokens, captured, lengths, prompt_lengths.to(device), ended
 
 

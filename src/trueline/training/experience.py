@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trueline.algorithms.divergence import kl_k1, kl_k3
 from trueline.algorithms.logprobs import sequence_logprobs
-from trueline.data.batches import micro_batches
+from trueline.data.batches import common_prompts, micro_batches
 from trueline.errors import NumericsError
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import exact_kl, response_logprobs
@@ -21,8 +21,9 @@ from trueline.training.stage import Stage
 
 __all__ = ["Experience", "collect", "kl_metrics", "over_rows", "rescore"]
 
-_PROBE_ROWS = 64
-"""Rows that the full-vocabulary KL and, under a moving reference, the KL to SFT are measured on."""
+_PROBE_ROWS, _PROBE_SHARE = 64, 8
+"""The full-vocabulary KL and, under a moving reference, the KL to SFT are measured on an eighth of the rows, 64 at
+most: two more passes over all of a small batch would be a twentieth of a step."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ class Experience:
 def over_rows(stage: Stage, rollout: Rollout, function: Callable[[Tensor, Tensor], Tensor], token_limit: int) -> Tensor:
     """`function(tokens, response_mask)` -> [b, t] over groups of rows of similar length, put together as [B, T]."""
     out = torch.zeros(rollout.tokens.shape, device=rollout.tokens.device)
-    for group in micro_batches(rollout.lengths.tolist(), token_limit):
+    alike = common_prompts(rollout.tokens, rollout.prompt_lengths)
+    for group in micro_batches(rollout.lengths.tolist(), token_limit, alike):
         rows = torch.from_numpy(group).to(rollout.tokens.device)
         width = int(rollout.lengths[rows].max())
         values = function(rollout.tokens[rows, :width], rollout.response_mask[rows, :width])
@@ -123,7 +125,7 @@ def kl_metrics(stage: Stage, policy: Decoder, sft: Decoder, reference_moves: boo
     `objective/entropy` is estimated on the batch's own samples, in nats per token.
     """
     rollout, mask = exp.rollout, exp.rollout.response_mask
-    rows = torch.arange(min(_PROBE_ROWS, len(rollout)), device=mask.device)
+    rows = torch.arange(min(_PROBE_ROWS, max(1, len(rollout) // _PROBE_SHARE)), device=mask.device)
     probe = rollout.select(rows)
     if reference_moves:
         old, against, probed_mask = (

@@ -35,7 +35,7 @@ def _learned(stage: Stage) -> Score:
     def score(prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
         stage.meter.reward_calls += len(rollout)
         stage.meter.forward(model.parameter_count, int(rollout.lengths.sum()))
-        return reward.standardized(rollout.tokens, rollout.lengths)
+        return reward.standardized(rollout.tokens, rollout.lengths, rollout.prompt_lengths)
 
     return score
 

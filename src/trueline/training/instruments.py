@@ -151,7 +151,7 @@ def _scorer(stage: Stage, name: str) -> Callable[[Sequence[Prompt], Sequence[str
     def score(prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Tensor:
         if own.fingerprint != stage.tokenizer.fingerprint:
             rollout = rendered(stage, own, prompts, texts, rollout.ended)
-        return reward.standardized(rollout.tokens, rollout.lengths)
+        return reward.standardized(rollout.tokens, rollout.lengths, rollout.prompt_lengths)
 
     return score
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trueline.algorithms.masking import masked_sum
 from trueline.algorithms.ppo import approx_kl, clip_fraction, clipped_policy_loss
-from trueline.data.batches import micro_batches
+from trueline.data.batches import common_prompts, micro_batches
 from trueline.errors import NumericsError
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import response_logprobs
@@ -43,9 +43,11 @@ def minibatches(stage: Stage, iteration: int, epoch: int, rows: int, count: int)
 
 
 def groups_of(stage: Stage, exp: Experience, rows: Tensor) -> list[Tensor]:
-    """A minibatch in micro-batches of similar length."""
-    lengths = exp.rollout.lengths[rows].tolist()
-    return [rows[torch.from_numpy(g).to(rows.device)] for g in micro_batches(lengths, stage.limits.micro_tokens)]
+    """A minibatch in micro-batches of similar length, samples of one prompt side by side."""
+    rollout = exp.rollout
+    alike = common_prompts(rollout.tokens[rows], rollout.prompt_lengths[rows])
+    groups = micro_batches(rollout.lengths[rows].tolist(), stage.limits.micro_tokens, alike)
+    return [rows[torch.from_numpy(g).to(rows.device)] for g in groups]
 
 
 def update_policy(

@@ -7,9 +7,11 @@ batch, and a reference that follows the policy as an exponential moving average.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
@@ -22,7 +24,8 @@ from trueline.config import Section
 from trueline.errors import NumericsError
 from trueline.models.decoder import Decoder
 from trueline.models.fingerprints import fingerprint
-from trueline.models.heads import ScalarModel, last_values, scalar_from
+from trueline.models.heads import ScalarModel, response_values, scalar_from
+from trueline.rollout.engine import Rollout
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.training.experience import Experience, collect, kl_metrics, over_rows
 from trueline.training.feedback import Feedback, reward_source
@@ -205,11 +208,8 @@ def _estimate(
     returns too, so that the clipped loss compares like with like.
     """
     rollout, mask = exp.rollout, exp.rollout.response_mask
-    outputs = over_rows(stage, rollout, lambda tokens, _: critic(tokens), 2 * stage.limits.micro_tokens)
-    stage.meter.forward(critic.parameter_count, int(rollout.lengths.sum()))
-    before = torch.cat((torch.zeros_like(outputs[:, :1]), outputs[:, :-1]), dim=1)  # value before the token at t
+    before, after_last = _values(stage, critic, rollout)
     raw = moments.denormalize(before) if config.value_norm else before
-    after_last = last_values(outputs, rollout.lengths)
     after_last = moments.denormalize(after_last) if config.value_norm else after_last
     rewards = shape_rewards(exp.scores, exp.old_logprobs, exp.ref_logprobs, mask, kl_coef=kl_coef, scored=exp.scored)
     advantages, returns = gae(
@@ -232,6 +232,20 @@ def _estimate(
     if config.advantage_norm:
         advantages = normalize(advantages, mask)
     return advantages, returns, raw, metrics
+
+
+def _values(stage: Stage, critic: ScalarModel, rollout: Rollout) -> tuple[Tensor, Tensor]:
+    """The critic's value before each response token [B, T], and after the last one [B]: before one more token."""
+    index = torch.arange(rollout.tokens.shape[1] + 1, device=rollout.tokens.device)
+    longer = replace(
+        rollout,
+        tokens=F.pad(rollout.tokens, (0, 1)),
+        response_mask=F.pad(rollout.response_mask, (0, 1)) | (index == rollout.lengths[:, None]),
+        lengths=rollout.lengths + 1,
+    )
+    values = over_rows(stage, longer, lambda t, m: response_values(critic, t, m), 2 * stage.limits.micro_tokens)
+    stage.meter.forward(critic.parameter_count, int(rollout.lengths.sum()))
+    return values[:, :-1].masked_fill(~rollout.response_mask, 0.0), values.gather(1, rollout.lengths[:, None])[:, 0]
 
 
 def _update(
@@ -292,8 +306,7 @@ def _update_critic(
     def loss_of(group: Tensor) -> Tensor:
         width = int(rollout.lengths[group].max())
         mask = rollout.response_mask[group, :width]
-        outputs = critic(rollout.tokens[group, :width])
-        before = torch.cat((torch.zeros_like(outputs[:, :1]), outputs[:, :-1]), dim=1)
+        before = response_values(critic, rollout.tokens[group, :width], mask)
         losses = clipped_value_loss(
             before, values[group, :width], returns[group, :width], clip_range=config.value_clip or None
         )

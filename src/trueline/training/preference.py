@@ -171,7 +171,8 @@ def score_pairs(stage: Stage, model: Decoder, items: list[PairItem], *, count: b
     """Sequence log-probs of both sides under `model`, two of [B]; a forward pass that is metered if `count`."""
     sides = [item.chosen for item in items] + [item.rejected for item in items]
     values = torch.empty(len(sides), dtype=torch.float64)
-    for group in micro_batches([len(side) for side in sides], 2 * stage.limits.micro_tokens):
+    alike = [*range(len(items))] * 2  # both sides of a pair share its prompt
+    for group in micro_batches([len(side) for side in sides], 2 * stage.limits.micro_tokens, alike):
         batch = batch_on(collate([sides[i] for i in group], stage.tokenizer.pad_id), stage)
         logprobs, _ = response_logprobs(model, batch.tokens, batch.response_mask, stage.sampling)
         values[torch.from_numpy(group)] = sequence_logprobs(logprobs, batch.response_mask).double().cpu()

@@ -11,7 +11,7 @@ from torch import Tensor
 from trueline.algorithms.reward_modeling import bradley_terry_loss, pairwise_accuracy
 from trueline.config import Section
 from trueline.data.batches import Tokenized, collate, micro_batches
-from trueline.models.heads import ScalarModel, last_values, scalar_from
+from trueline.models.heads import ScalarModel, last_scores, scalar_from
 from trueline.rewards.learned import LearnedReward
 from trueline.rollout.engine import Rollout
 from trueline.runs.cell import write_json
@@ -94,7 +94,8 @@ def train(config: Config, stage: Stage) -> None:
 
 def _scores(model: ScalarModel, stage: Stage, items: list[Tokenized]) -> Tensor:
     batch = batch_on(collate(items, stage.tokenizer.pad_id), stage)
-    return last_values(model(batch.tokens), batch.lengths)
+    prompts = batch.response_mask.int().argmax(1)  # a batch has both sides of each pair: their prompt is computed once
+    return last_scores(model, batch.tokens, batch.lengths, prompts)
 
 
 def _step(config: Config, stage: Stage, model: ScalarModel, optimizer, batch, learning_rate: float) -> dict[str, float]:
@@ -150,7 +151,7 @@ def _out_of_distribution(
     if not stage.task.learned_gold:
         prompts, rollout, texts = _two_samples(stage, policy)
         gold = [judgement.score for judgement in stage.task.judge_many(prompts, texts)]
-        scores = LearnedReward(model).scores(rollout.tokens, rollout.lengths).tolist()
+        scores = LearnedReward(model).scores(rollout.tokens, rollout.lengths, rollout.prompt_lengths).tolist()
         rows = [i for i in range(0, len(gold), 2) if gold[i] < gold[i + 1] or gold[i] > gold[i + 1]]
         margins = [(scores[i] - scores[i + 1]) * (1 if gold[i] > gold[i + 1] else -1) for i in rows]
         found["own_samples"] = counts([prompts[i].kind for i in rows], margins)
@@ -174,6 +175,6 @@ def _calibrate(stage: Stage, policy, model: ScalarModel) -> dict[str, float]:
     draws = uniforms(stage.seed, "calibration", 0, range(len(ids)), limit)
     rollout = stage.engine(policy).generate(ids, draws, max_new_tokens=limit, sampling=stage.sampling)
     stage.meter.sample(policy.parameter_count, sum(map(len, ids)), rollout.sampled_tokens)
-    scores = LearnedReward(model).scores(rollout.tokens, rollout.lengths)
+    scores = LearnedReward(model).scores(rollout.tokens, rollout.lengths, rollout.prompt_lengths)
     stage.meter.forward(model.parameter_count, int(rollout.lengths.sum()))
     return {"mean": float(scores.mean()), "std": float(scores.std()), "samples": len(prompts)}

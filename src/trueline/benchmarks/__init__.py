@@ -1,0 +1,1 @@
+"""Speed and memory, measured: the same work on our side and on a peer's, in turn, with equal results shown."""
