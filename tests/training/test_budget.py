@@ -140,7 +140,7 @@ def test_reward_trains_on_its_part_and_pays_for_calibration(tiny_world, sizes, c
 def test_ppo_pays_for_four_models(eta, tiny_world, sizes, sampled, tmp_path) -> None:
     """Per batch of L real tokens, N the policy's parameters, R the reward model's (the critic has one more, its bias):
     sampling 2NL, scoring 2RL, old and reference log-probs 2NL each, values 2(R+1)L; the probe is an eighth of the rows,
-    P tokens: 2 * 2NP for the exact KL and, under a moving reference, 2NP for SFT; training 6(R+1)L for the critic at each
+    P tokens: 2 * 2NP for the exact KL and, under a moving reference, 2NP for SFT; training 6(R+1)L for the critic a
     step, 6NL for the policy after the first (critic_warmup 1), both twice: two epochs."""
     settings = {"batch_size": 32, "ema_eta": eta, "epochs": 2, "critic_warmup": 1}
     cell = run_small(tiny_world, "ppo", tmp_path / "ppo", settings=settings)

@@ -66,10 +66,11 @@ cut = ppo_trainer.truncate_response
 
 
 def counted(stop_token_id: int, pad_token_id: int, responses: torch.Tensor) -> torch.Tensor:
-    """TRL's own cut at the end token, with the lengths that it leaves: the trainer logs none."""
+    """TRL's own cut at the end token, with the lengths that it leaves: the trainer logs none. Padding that was sampled
+    ends a response for TRL too."""
     found = cut(stop_token_id, pad_token_id, responses)
-    ends = found == stop_token_id
-    lengths.append(torch.where(ends.any(1), ends.int().argmax(1) + 1, found.shape[1]))
+    padded = found == pad_token_id
+    lengths.append(torch.where(padded.any(1), padded.int().argmax(1), found.shape[1]))
     return found
 
 
