@@ -146,6 +146,15 @@ def test_the_size_of_micro_batches_changes_rounding_only(method, tiny_world, fin
 
 
 @pytest.mark.parametrize("method", once(TRAINED))
+def test_in_bf16_a_page_passes_its_gates_and_learns_the_same(method, tiny_world, finished, tmp_path) -> None:
+    """Matrix products in bf16: the first loss is that of fp32 within its rounding, and nothing is refused."""
+    cell = run_small(tiny_world, method, tmp_path / "low", precision="bf16", max_steps=2)
+    low, exact = rows(cell), rows(finished(method))
+    assert len(low) == 2 and low[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.05, abs=0.05)
+    assert low[1] != exact[1]
+
+
+@pytest.mark.parametrize("method", once(TRAINED))
 def test_stop_share_stops_on_the_way_of_the_whole_plan(method, tiny_world, finished, tmp_path) -> None:
     """Half of four steps: the rows of the whole run's first half, schedules included."""
     cell = run_small(tiny_world, method, tmp_path / "half", stop_share=0.5)

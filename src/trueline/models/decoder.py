@@ -8,7 +8,10 @@ is its index: no attention mask, no position ids, the same numbers in training, 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +19,9 @@ from torch import Tensor, nn
 
 from trueline.models.fused import rotate
 
-__all__ = ["Decoder", "DecoderConfig", "KVCache", "Trunk"]
+__all__ = ["Decoder", "DecoderConfig", "KVCache", "Precise", "Precision", "Trunk", "in_precision"]
+
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,43 @@ class DecoderConfig:
     bos_id: int | None = None
 
     @property
+    def parameter_count(self) -> int:
+        """Of a decoder of this shape, a tied head counted once."""
+        wide = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        attention = self.hidden_size * (wide + self.num_heads * self.head_dim) + wide * self.qkv_bias
+        norms = 2 * self.hidden_size + 2 * self.head_dim * self.qk_norm
+        layer = attention + 3 * self.hidden_size * self.intermediate_size + norms
+        embeddings = self.vocab_size * self.hidden_size * (1 if self.tied else 2)
+        return embeddings + self.num_layers * layer + self.hidden_size
+
+    @property
     def qkv_bias(self) -> bool:
         return self.family == "qwen2"
 
     @property
     def qk_norm(self) -> bool:
         return self.family == "qwen3"
+
+
+class Precise(nn.Module):
+    """A module whose matrix products run in `precision`: "fp32", or "bf16" with a copy of the weights that is made for
+    each pass (an optimiser may change a weight unseen: torch's fused AdamW counts up no version). The weights stay in
+    fp32, as does everything between the products."""
+
+    precision: Precision = "fp32"
+
+
+def in_precision(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """A method of a `Precise` module, run under autocast where its precision is bf16."""
+
+    @wraps(run)
+    def running(self: Precise, *args: Any) -> Tensor:
+        if self.precision == "fp32":
+            return run(self, *args)
+        with torch.autocast(next(self.parameters()).device.type, torch.bfloat16):
+            return run(self, *args).float()
+
+    return running
 
 
 class KVCache:
@@ -117,7 +153,7 @@ class Attention(nn.Module):
         rows = x.shape[0]
         q, k, v = self.project(x, cos, sin)
         index = torch.arange(rows, device=x.device)
-        keys[index, :, at], values[index, :, at] = k[:, :, 0], v[:, :, 0]
+        keys[index, :, at], values[index, :, at] = k[:, :, 0].to(keys.dtype), v[:, :, 0].to(values.dtype)
         group = self.heads // self.kv_heads
         q = q.view(rows, self.kv_heads, group, self.dim) * self.dim**-0.5
         scores = torch.matmul(q, keys.transpose(-1, -2)) + allowed
@@ -141,7 +177,7 @@ class Block(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-class Trunk(nn.Module):
+class Trunk(Precise):
     """Embeddings, blocks and the last norm: tokens [B, T] -> hidden states [B, T, hidden_size]."""
 
     def __init__(self, config: DecoderConfig) -> None:
@@ -156,6 +192,7 @@ class Trunk(nn.Module):
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
+    @in_precision
     def forward(self, tokens: Tensor) -> Tensor:
         """Hidden states of right-padded `tokens` [B, T]; those at padding are meaningless and must not be read."""
         length = tokens.shape[1]
@@ -168,6 +205,7 @@ class Trunk(nn.Module):
             x = x + block.mlp(x)
         return self.norm(x)
 
+    @in_precision
     def prefill(self, tokens: Tensor, cache: KVCache) -> Tensor:
         """As `forward`, and fills the cache with the keys and values of all T positions."""
         length = tokens.shape[1]
@@ -183,6 +221,7 @@ class Trunk(nn.Module):
             x = x + block.mlp(x)
         return self.norm(x)
 
+    @in_precision
     def decode(self, tokens: Tensor, at: Tensor, cache: KVCache) -> Tensor:
         """Hidden states [B, hidden_size] of one new token a row, `tokens` [B] at index `at` [B]."""
         x = self.embed(tokens)[:, None]
@@ -216,6 +255,15 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, T, V] of right-padded tokens [B, T]. `models.scoring` keeps no such tensor and is what trains."""
         return self.head(self.trunk(tokens))
+
+    @property
+    def precision(self) -> Precision:
+        """Of the matrix products, trunk and head; see `Precise`."""
+        return self.trunk.precision
+
+    @precision.setter
+    def precision(self, precision: Precision) -> None:
+        self.trunk.precision = precision
 
     @property
     def parameter_count(self) -> int:

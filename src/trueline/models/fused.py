@@ -24,12 +24,19 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _Rotate.apply(x, cos, sin)
 
 
-def head_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, forbidden: Tensor | None) -> Tensor:
+def head_logprobs(
+    hidden: Tensor, weight: Tensor, targets: Tensor, forbidden: Tensor | None, *, low: bool = False
+) -> Tensor:
     """log softmax(hidden weight^T)[target] with `forbidden` [V] tokens at -inf, in at least fp32.
 
-    hidden [M, d], weight [V, d], targets [M] -> [M]. One [M, V] tensor is kept for the backward pass.
+    hidden [M, d], weight [V, d], targets [M] -> [M]. One [M, V] tensor is kept for the backward pass, which can be
+    walked once. `low` multiplies in bf16.
     """
-    return _HeadLogprobs.apply(hidden, weight, targets, forbidden)
+    return _HeadLogprobs.apply(hidden, weight, targets, forbidden, low)
+
+
+def _product(a: Tensor, b: Tensor, low: bool) -> Tensor:
+    return (a.bfloat16() @ b.bfloat16()).float() if low else a @ b
 
 
 class _Rotate(torch.autograd.Function):
@@ -59,10 +66,12 @@ class _HeadLogprobs(torch.autograd.Function):
     """With p = softmax(z): dz = g (one_hot(target) - p), which is 0 at forbidden tokens."""
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, forbidden: Tensor | None) -> Tensor:
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, forbidden: Tensor | None, low: bool):
+        ctx.low, ctx.spent = low, False
+        logits = _product(hidden, weight.t(), low)
+        logits = widened(logits)
         if kernels.available(hidden):
-            return _HeadLogprobs._compiled(ctx, hidden, weight, targets, forbidden)
-        logits = widened(hidden @ weight.t())
+            return _HeadLogprobs._compiled(ctx, logits, hidden, weight, targets, forbidden)
         if forbidden is not None:
             logits.masked_fill_(forbidden, float("-inf"))
         scored = logits.log_softmax(-1)
@@ -70,9 +79,11 @@ class _HeadLogprobs(torch.autograd.Function):
         return scored.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
     @staticmethod
-    def _compiled(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, forbidden: Tensor | None) -> Tensor:
-        logits, targets = hidden @ weight.t(), targets.contiguous()
-        logprobs, lse = hidden.new_empty(len(hidden)), hidden.new_empty(len(hidden))
+    def _compiled(
+        ctx, logits: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, forbidden: Tensor | None
+    ) -> Tensor:
+        targets = targets.contiguous()
+        logprobs, lse = logits.new_empty(len(logits)), logits.new_empty(len(logits))
         kernels.library().pick_logprobs(
             *map(kernels.pointer, (logits, forbidden, targets, logprobs, lse)), *logits.shape, kernels.threads()
         )
@@ -85,17 +96,19 @@ class _HeadLogprobs(torch.autograd.Function):
         held = ctx.saved_tensors
         if len(held) == 6:
             hidden, weight, targets, logits, lse, forbidden = held
-            dz = logits.clone()  # a graph may be walked again
+            if ctx.spent:
+                raise RuntimeError("a second backward pass: the first one has overwritten what it kept")
+            dz, ctx.spent = logits, True
             kernels.library().pick_logprobs_backward(
                 *map(kernels.pointer, (dz, forbidden, targets, lse, g.contiguous())), *dz.shape, kernels.threads()
             )
-            return *_HeadLogprobs._to_inputs(ctx, dz, hidden, weight), None, None
+            return *_HeadLogprobs._to_inputs(ctx, dz, hidden, weight), None, None, None
         hidden, weight, targets, scored = held
         dz = scored.exp().mul_(-g.unsqueeze(-1))
         dz = dz.scatter_add_(-1, targets.unsqueeze(-1), g.unsqueeze(-1)).to(hidden.dtype)
-        return *_HeadLogprobs._to_inputs(ctx, dz, hidden, weight), None, None
+        return *_HeadLogprobs._to_inputs(ctx, dz, hidden, weight), None, None, None
 
     @staticmethod
     def _to_inputs(ctx, dz: Tensor, hidden: Tensor, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
-        to_hidden = dz @ weight if ctx.needs_input_grad[0] else None
-        return to_hidden, (dz.t() @ hidden if ctx.needs_input_grad[1] else None)
+        to_hidden = _product(dz, weight, ctx.low) if ctx.needs_input_grad[0] else None
+        return to_hidden, (_product(dz.t(), hidden, ctx.low) if ctx.needs_input_grad[1] else None)

@@ -60,7 +60,9 @@ def packed_hidden(trunk: Trunk, packed: Packed) -> Tensor:
             block.attention_norm.weight, attention.qkv.weight, attention.qkv.bias, attention.out.weight,
             block.mlp_norm.weight, block.gate_up.weight, block.down.weight,
         ]  # fmt: skip
-    kept = _PackedTrunk.apply(trunk.config, packed, trunk.cos, trunk.sin, *parameters, trunk.norm.weight)
+    kept = _PackedTrunk.apply(
+        trunk.config, packed, trunk.cos, trunk.sin, trunk.precision == "bf16", *parameters, trunk.norm.weight
+    )
     if len(packed.wanted) == len(packed.kept) and bool((packed.wanted.diff() == 1).all()):
         return kept
     return kept.index_select(0, packed.wanted)
@@ -68,8 +70,8 @@ def packed_hidden(trunk: Trunk, packed: Packed) -> Tensor:
 
 class _PackedTrunk(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, config: DecoderConfig, packed: Packed, cos: Tensor, sin: Tensor, *parameters: Tensor) -> Tensor:
-        run = _Run(config, packed, cos, sin)
+    def forward(ctx, config: DecoderConfig, packed: Packed, cos: Tensor, sin: Tensor, low: bool, *parameters: Tensor):
+        run = _Run(config, packed, cos, sin, low)
         keep = any(ctx.needs_input_grad)
         embed, blocks, norm = parameters[0], _by_block(parameters), parameters[-1]
         x = embed.index_select(0, packed.tokens)
@@ -88,6 +90,9 @@ class _PackedTrunk(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad: Tensor):
         run: _Run = ctx.run
+        if run.spent:
+            raise RuntimeError("a second backward pass: the first one has overwritten what it kept")
+        run.spent = True
         count = 2 + _PER_BLOCK * run.config.num_layers
         held = ctx.saved_tensors
         parameters, (x, rstd), saved = held[:count], held[count : count + 2], held[count + 2 :]
@@ -101,7 +106,7 @@ class _PackedTrunk(torch.autograd.Function):
             grads = [*found, *grads]
         embed = parameters[0]
         dembed = torch.ops.aten.embedding_dense_backward(dx, run.packed.tokens, len(embed), -1, False)
-        return None, None, None, None, dembed, *grads
+        return None, None, None, None, None, dembed, *grads
 
 
 def _by_block(parameters: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
@@ -112,12 +117,27 @@ def _by_block(parameters: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
 class _Run:
     """One pass over one packed batch: what the steps of all blocks share."""
 
-    def __init__(self, config: DecoderConfig, packed: Packed, cos: Tensor, sin: Tensor) -> None:
-        self.config, self.packed, self.cos, self.sin = config, packed, cos, sin
-        self.lib, self.threads = kernels.library(), kernels.threads()
+    def __init__(self, config: DecoderConfig, packed: Packed, cos: Tensor, sin: Tensor, low: bool = False) -> None:
+        self.config, self.packed, self.cos, self.sin, self.low = config, packed, cos, sin, low
+        self.lib, self.threads, self.spent = kernels.library(), kernels.threads(), False
         shape = (config.num_heads, config.num_kv_heads, config.head_dim)
         self.families = packed.families(*shape, skip=False)
         self.last_families = packed.families(*shape, skip=True)
+
+    def linear(self, x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
+        """x W^T (+ add)."""
+        if not self.low:
+            return x @ weight.t() if add is None else torch.addmm(add, x, weight.t())
+        out = x.bfloat16() @ weight.bfloat16().t()
+        return out.float() if add is None else add + out
+
+    def back(self, grad: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of x."""
+        return (grad.bfloat16() @ weight.bfloat16()).float() if self.low else grad @ weight
+
+    def of_weight(self, grad: Tensor, x: Tensor) -> Tensor:
+        """The gradient of W."""
+        return (grad.bfloat16().t() @ x.bfloat16()).float() if self.low else grad.t() @ x
 
     def norm(self, x: Tensor, weight: Tensor, *, keep: bool = True) -> tuple[Tensor, Tensor]:
         rows, width = x.shape
@@ -148,7 +168,9 @@ class _Run:
         self, x, attention_norm, qkv_weight, qkv_bias, out_weight, mlp_norm, gate_up_weight, down_weight, *, last
     ):
         normed, rstd = self.norm(x, attention_norm)
-        qkv = _linear(normed, qkv_weight, qkv_bias)
+        qkv = self.linear(normed, qkv_weight)
+        if qkv_bias is not None:
+            qkv += qkv_bias
         self.rotate(qkv, 1.0)
         attended = x.new_empty(len(x), self.config.num_heads * self.config.head_dim)
         lse = x.new_empty(len(x), self.config.num_heads)
@@ -158,11 +180,11 @@ class _Run:
         read, into = (attended, x)
         if last:  # from here on, only what is read
             read, into = attended.index_select(0, self.packed.kept), x.index_select(0, self.packed.kept)
-        middle = torch.addmm(into, read, out_weight.t())
+        middle = self.linear(read, out_weight, into)
         mlp_normed, mlp_rstd = self.norm(middle, mlp_norm)
-        gate_up = mlp_normed @ gate_up_weight.t()
+        gate_up = self.linear(mlp_normed, gate_up_weight)
         act = self.swiglu(gate_up)
-        out = torch.addmm(middle, act, down_weight.t())
+        out = self.linear(act, down_weight, middle)
         return out, [x, rstd, qkv, attended, lse, middle, mlp_rstd, gate_up]
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
@@ -187,17 +209,17 @@ class _Run:
     ):
         x, rstd, qkv, attended, lse, middle, mlp_rstd, gate_up = saved
         # 1. The MLP: out = middle + swiglu(norm(middle) Wgu^T) Wd^T.
-        dact = dout @ down_weight
-        dgate_up, act = gate_up.clone(), torch.empty_like(dact)
+        dact = self.back(dout, down_weight)
+        dgate_up, act = gate_up, torch.empty_like(dact)  # becomes its own gradient
         self.lib.swiglu_backward(pointer(dgate_up), pointer(dact), pointer(act), *act.shape, self.threads)
-        ddown = dout.t() @ act
+        ddown = self.of_weight(dout, act)
         normed, _ = self.norm(middle, mlp_norm, keep=False)
-        dgate_up_weight = dgate_up.t() @ normed
-        dmiddle, dmlp_norm = self.norm_backward(dgate_up @ gate_up_weight, middle, mlp_rstd, mlp_norm, dout)
+        dgate_up_weight = self.of_weight(dgate_up, normed)
+        dmiddle, dmlp_norm = self.norm_backward(self.back(dgate_up, gate_up_weight), middle, mlp_rstd, mlp_norm, dout)
         # 2. The attention: middle = x + attention(norm(x) Wqkv^T) Wo^T.
         read = attended.index_select(0, self.packed.kept) if last else attended
-        dout_weight = dmiddle.t() @ read
-        dread, dresidual = dmiddle @ out_weight, dmiddle
+        dout_weight = self.of_weight(dmiddle, read)
+        dread, dresidual = self.back(dmiddle, out_weight), dmiddle
         if last:
             dread = torch.empty_like(attended).index_copy_(0, self.packed.kept, dread)
             dresidual = torch.zeros_like(x).index_copy_(0, self.packed.kept, dmiddle)
@@ -209,11 +231,7 @@ class _Run:
             raise MemoryError("attention: no memory for its working space")
         self.rotate(dqkv, -1.0)
         normed, _ = self.norm(x, attention_norm, keep=False)
-        dqkv_weight = dqkv.t() @ normed
+        dqkv_weight = self.of_weight(dqkv, normed)
         dbias = None if qkv_bias is None else dqkv.sum(0)
-        dx, dattention_norm = self.norm_backward(dqkv @ qkv_weight, x, rstd, attention_norm, dresidual)
+        dx, dattention_norm = self.norm_backward(self.back(dqkv, qkv_weight), x, rstd, attention_norm, dresidual)
         return dx, [dattention_norm, dqkv_weight, dbias, dout_weight, dmlp_norm, dgate_up_weight, ddown]
-
-
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())

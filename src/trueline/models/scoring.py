@@ -20,7 +20,7 @@ from trueline.models.decoder import Decoder
 from trueline.models.fused import head_logprobs
 from trueline.models.packed_trunk import hidden_at
 
-__all__ = ["Sampling", "exact_kl", "forbidden_mask", "response_hidden", "response_logprobs"]
+__all__ = ["Sampling", "exact_kl", "forbidden_mask", "head_logits", "response_hidden", "response_logprobs"]
 
 _CHUNK = 4096
 _KEEP = 1 << 25  # logits (fp32: 128 MB) that may be kept for the backward pass
@@ -79,7 +79,7 @@ def response_logprobs(
     keep = hidden.shape[0] * model.config.vocab_size <= _KEEP or not torch.is_grad_enabled()
     pieces = []
     for hidden_part, target_part in zip(hidden.split(_CHUNK), targets.split(_CHUNK)):
-        arguments = (model.head.weight, hidden_part, target_part, sampling, entropy)
+        arguments = (model, hidden_part, target_part, sampling, entropy)
         pieces.append(_score(*arguments) if keep else checkpoint(_score, *arguments, use_reentrant=False))
     values = torch.cat([piece[0] for piece in pieces])
     scored = torch.zeros(tokens.shape, dtype=values.dtype, device=values.device).masked_scatter(response_mask, values)
@@ -94,18 +94,29 @@ def exact_kl(model: Decoder, reference: Decoder, tokens: Tensor, response_mask: 
     hidden, _ = response_hidden(model, tokens, response_mask)
     ref_hidden, _ = response_hidden(reference, tokens, response_mask)
     pieces = [
-        divergence.kl_exact(sampling.process(model.head(part)), sampling.process(reference.head(ref_part)))
+        divergence.kl_exact(
+            sampling.process(head_logits(model, part)), sampling.process(head_logits(reference, ref_part))
+        )
         for part, ref_part in zip(hidden.split(_CHUNK), ref_hidden.split(_CHUNK))
     ]
     values = torch.cat(pieces)
     return torch.zeros(tokens.shape, dtype=values.dtype, device=values.device).masked_scatter(response_mask, values)
 
 
-def _score(weight: Tensor, hidden: Tensor, targets: Tensor, sampling: Sampling, entropy: bool):
+def head_logits(model: Decoder, hidden: Tensor) -> Tensor:
+    """Logits [..., V] of hidden states [..., d], in the model's precision."""
+    if model.precision == "fp32":
+        return model.head(hidden)
+    return (hidden.bfloat16() @ model.head.weight.bfloat16().t()).float()
+
+
+def _score(model: Decoder, hidden: Tensor, targets: Tensor, sampling: Sampling, entropy: bool):
+    weight = model.head.weight
     same = hidden.dtype == weight.dtype and not torch.is_autocast_enabled(hidden.device.type)
     if same and sampling.plain and not entropy:
-        scored = head_logprobs(hidden, weight, targets, sampling.covering(len(weight)))
+        low = model.precision == "bf16"
+        scored = head_logprobs(hidden, weight, targets, sampling.covering(len(weight)), low=low)
         return scored, scored
-    processed = sampling.process(hidden @ weight.t())
+    processed = sampling.process(head_logits(model, hidden))
     scored = logprobs.token_logprobs(processed, targets)
     return scored, (logprobs.entropy(processed) if entropy else scored)

@@ -17,7 +17,7 @@ from trueline.algorithms import logprobs as lp
 from trueline.algorithms.shapes import widened
 from trueline.errors import NumericsError
 from trueline.models.decoder import Decoder, KVCache
-from trueline.models.scoring import Sampling
+from trueline.models.scoring import Sampling, head_logits
 from trueline.rollout.compiled import can_generate, generate
 from trueline.rollout.engine import Rollout, pad_prompts
 
@@ -107,7 +107,7 @@ class NativeEngine:
         ends = torch.tensor(self.end_ids, device=device)
         draws = None if draws is None else draws.to(device)
         for position in range(limit):
-            processed = sampling.process(policy.head(hidden))
+            processed = sampling.process(head_logits(policy, hidden))
             new = _draw(processed, None if draws is None else draws[live, position])
             row_at = at[live]
             tokens[live[running], row_at[running]] = new[running]

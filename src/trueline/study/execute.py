@@ -19,6 +19,8 @@ from trueline import __version__
 from trueline.config import Section, digest, to_plain
 from trueline.data.chat import ChatTokenizer
 from trueline.errors import InputError, RunError
+from trueline.models.decoder import DecoderConfig, Precision
+from trueline.models.precision import choose_precision
 from trueline.runs.cell import Cell, read_json, write_json
 from trueline.study.design import Node
 from trueline.tasks.registry import make_task
@@ -44,6 +46,7 @@ class Job:
     budget: float | None
     max_steps: int | None
     stop_share: float
+    precision: Precision
     identity: Mapping[str, Any]
 
 
@@ -115,6 +118,8 @@ class Executor:
         self.cells: dict[str, Path] = {}
         self.named: str | None = None
         self.share_of_steps = 1.0
+        train, shape = sections["train"], DecoderConfig(**read_json(self.base / "shape.json"))
+        self.precision = choose_precision(train.precision, shape, _device(train.device))
 
     def identity(
         self, node: Node, inputs: Mapping[str, str], budget: float | None, max_steps: int | None
@@ -138,6 +143,7 @@ class Executor:
             "max_steps": max_steps,
             "inputs": dict(inputs),
             "charged": list(node.charged),
+            "precision": self.precision,
         } | ({"verifier": self.sections["verifier"].model_dump(mode="json")} if self.task.verified else {})
 
     def workers(self) -> int:
@@ -237,7 +243,17 @@ class Executor:
         }
         sections |= {"world": node.world, "budget_rule": self.sections["study"].budget_rule}
         return Job(
-            node, str(cell), str(self.base), self.task.name, sections, inputs, budget, max_steps, stop_share, identity
+            node,
+            str(cell),
+            str(self.base),
+            self.task.name,
+            sections,
+            inputs,
+            budget,
+            max_steps,
+            stop_share,
+            self.precision,
+            identity,
         )
 
     def _is_twin(self, node: Node, budget: float | None) -> bool:
@@ -315,6 +331,12 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
+def _device(wanted: str) -> str:
+    import torch
+
+    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
+
+
 def _run_job(job: Job) -> None:
     import torch
 
@@ -326,6 +348,7 @@ def _run_job(job: Job) -> None:
         model.max_prompt_tokens,
         model.max_new_tokens,
         train.micro_tokens,
+        job.precision,
         job.budget,
         job.sections["budget_rule"],
         job.max_steps,
@@ -335,7 +358,7 @@ def _run_job(job: Job) -> None:
     inputs = {name: Path(path) for name, path in job.inputs.items()} | {"shape": Path(job.base) / "shape.json"}
     if model.path:
         inputs["model"] = Path(model.path)
-    device = "cuda" if train.device != "cpu" and torch.cuda.is_available() else "cpu"
+    device = _device(train.device)
     stage = Stage(
         node.method,
         node.seed,

@@ -54,6 +54,9 @@ class Train(Section):
     micro_tokens: int = Field(1536, ge=16, description="padded tokens per micro-batch; never changes a result")
     snapshots: int = Field(8, ge=1, description="checkpoints per run, evenly spaced")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        "auto", description="of matrix products; auto: bf16 on a GPU, or on a CPU with AMX from 2 million parameters on"
+    )
     workers: int = Field(0, ge=0, description="cells at a time; 0: one per core, or one on a GPU")
 
 

@@ -128,7 +128,7 @@ def train(config: Config, stage: Stage) -> None:
         else:
             metrics = pair_step(config, stage, policy, optimizer, batch, rate, loss, name=name)
         if step == 0 and same:
-            start_gate(metrics, name, math.log(2))
+            start_gate(stage, metrics, name, math.log(2))
         if config.ema_eta:
             ema_update_(reference.parameters(), policy.parameters(), eta=config.ema_eta)
         stage.end_step(step, total, metrics, policy)
@@ -166,7 +166,7 @@ def _online_parts(
         mask = rollout.response_mask[rows, :width]
         logprobs, _ = response_logprobs(policy, rollout.tokens[rows, :width], mask, stage.sampling)
         gap = float((logprobs.detach() - rollout.logprobs[rows, :width]).abs().max())
-        if policy.head.weight.dtype == torch.float32 and gap > 1e-4:
+        if policy.precision == "fp32" and policy.head.weight.dtype == torch.float32 and gap > 1e-4:
             raise NumericsError(
                 f"{stage.method}: sampled and recomputed log-probs differ by {gap:.2e} (1e-4 allowed); the samples are "
                 "not of the policy that is trained, and their KL has another gradient"

@@ -121,7 +121,7 @@ def train(config: Config, stage: Stage) -> None:
         batch, loss = [current.items[i] for i in picked], pair_loss(config.beta)
         metrics = pair_step(config, stage, policy, optimizer, batch, config.learning_rate, loss, name="loss/dpo")
         if gate:
-            start_gate(metrics, "loss/dpo", math.log(2))
+            start_gate(stage, metrics, "loss/dpo", math.log(2))
         metrics |= {"round": number, "label_margin": current.margin, "pairs": len(current.items)}
         stage.end_step(step, total, metrics, policy)
         step += 1

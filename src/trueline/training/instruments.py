@@ -64,7 +64,7 @@ def points_of(stage: Stage, sft: Decoder) -> list[Point]:
 
     def load(step: int) -> Callable[[], Decoder]:
         def policy() -> Decoder:
-            model = load_decoder(arm / "model").to(stage.device)
+            model = stage.placed(load_decoder(arm / "model"))
             model.load_state_dict(checkpoint.read_policy(arm / "checkpoints", step))
             return model
 

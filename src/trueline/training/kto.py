@@ -91,8 +91,8 @@ def train(config: Config, stage: Stage) -> None:
             config, stage, policy, optimizer, batch, rate, partial(_losses, config, point), name="loss/kto"
         )
         if step == 0 and same:
-            start_gate(metrics, "loss/kto", (config.desirable_weight + config.undesirable_weight) / 4)
-            start_gate(metrics, "rewards/chosen", 0.0)  # an error that both sides share cancels in the loss
+            start_gate(stage, metrics, "loss/kto", (config.desirable_weight + config.undesirable_weight) / 4)
+            start_gate(stage, metrics, "rewards/chosen", 0.0)  # an error that both sides share cancels in the loss
         if config.ema_eta:
             ema_update_(reference.parameters(), policy.parameters(), eta=config.ema_eta)
         stage.end_step(step, total, metrics | {"kto/reference_point": float(point)}, policy)

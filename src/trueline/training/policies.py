@@ -31,14 +31,14 @@ def start_policy(stage: Stage, *, fresh: bool = False, start: str = "sft") -> De
         return load_policy(stage, start)
     source = stage.inputs.get("model")
     if source is not None:
-        return _check(load_decoder(source), stage, source).to(stage.device)
+        return stage.placed(_check(load_decoder(source), stage, source))
     shape = DecoderConfig(**read_json(stage.inputs["shape"]))
-    return make_decoder(shape, derive(stage.seed, "sft/init")).to(stage.device)
+    return stage.placed(make_decoder(shape, derive(stage.seed, "sft/init")))
 
 
 def load_policy(stage: Stage, name: str) -> Decoder:
     """The final policy of an input cell."""
-    return load_decoder(stage.inputs[name] / "model").to(stage.device)
+    return stage.placed(load_decoder(stage.inputs[name] / "model"))
 
 
 def load_start(stage: Stage) -> Decoder:
@@ -56,7 +56,7 @@ def load_start(stage: Stage) -> Decoder:
 def load_reward_model(stage: Stage, name: str = "reward") -> tuple[ScalarModel, dict[str, float]]:
     """The reward model of an input cell, with the mean and standard deviation of its scores on SFT samples."""
     folder = stage.inputs[name] / "reward_model"
-    return load_scalar(folder, bias=False).to(stage.device), read_json(folder / "calibration.json")
+    return stage.placed(load_scalar(folder, bias=False)), read_json(folder / "calibration.json")
 
 
 def save_policy(stage: Stage, policy: Decoder) -> None:

@@ -25,6 +25,9 @@ from trueline.training.step import optimize
 __all__ = ["UpdateSettings", "groups_of", "mean_metrics", "minibatches", "update_policy"]
 
 
+_RATIO_GATE = {"fp32": 1e-6, "bf16": 1e-2}
+
+
 @dataclass(frozen=True)
 class UpdateSettings:
     """What the clipped update needs to know."""
@@ -65,7 +68,7 @@ def update_policy(
     """One optimiser step on the minibatch `rows`; `advantages` [B, T]. `after` runs when the step was applied.
 
     The minibatch's mean ratio is watched: over `ratio_stop` the step is not applied. At the first minibatch of a batch
-    the ratio must be 1 within 1e-6 (NumericsError): nothing has been updated yet.
+    the ratio must be 1 within 1e-6, 1e-2 in bf16 (NumericsError): nothing has been updated yet.
     """
     rollout = exp.rollout
     count = int(rollout.response_mask[rows].sum())
@@ -95,7 +98,7 @@ def update_policy(
         return loss
 
     def accept() -> bool:
-        if first and abs(sums["policy/ratio"] - 1.0) > 1e-6:
+        if first and abs(sums["policy/ratio"] - 1.0) > _RATIO_GATE[policy.precision]:
             raise NumericsError(
                 f"start gate: the mean ratio of the first minibatch is {sums['policy/ratio']:.8f}, not 1; the policy "
                 "that is trained does not score like the one that sampled"

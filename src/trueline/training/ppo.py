@@ -112,7 +112,10 @@ def train(config: Config, stage: Stage) -> None:
     """
     # 1. Four models: policy, critic, reference, reward model; and the original SFT that the KL is reported against.
     policy, sft = load_start(stage), load_policy(stage, "sft")
-    reference = load_policy(stage, "sft") if config.reference == "sft" else load_start(stage)
+    moves = config.ema_eta > 0 or config.reference != "sft"
+    reference = sft
+    if moves:
+        reference = load_policy(stage, "sft") if config.reference == "sft" else load_start(stage)
     score = reward_source(stage, config.feedback)
     critic = _critic(config, stage, policy)
     # 2. Everything that changes while training, registered.
@@ -148,7 +151,7 @@ def train(config: Config, stage: Stage) -> None:
             reward_scale=config.reward_scale,
             reward_clip=config.reward_clip,
         )
-        metrics = kl_metrics(stage, policy, sft, config.ema_eta > 0 or config.reference != "sft", exp)
+        metrics = kl_metrics(stage, policy, sft, moves, exp)
         if step == 0 and same:
             _kl_gate(metrics)
         advantages, returns, values, more = _estimate(config, stage, critic, moments, controller.coef, exp)
@@ -179,9 +182,9 @@ def train(config: Config, stage: Stage) -> None:
 def _critic(config: Config, stage: Stage, policy: Decoder) -> ScalarModel:
     """A critic of its own. From the reward model it keeps the head, moved to the standardised scale of the scores."""
     if config.critic_from == "policy":
-        return scalar_from(policy, bias=True).to(stage.device)
+        return stage.placed(scalar_from(policy, bias=True))
     source, calibration = load_reward_model(stage)
-    critic = scalar_from(source, bias=True, keep_head=True).to(stage.device)
+    critic = stage.placed(scalar_from(source, bias=True, keep_head=True))
     scale = config.reward_scale / max(calibration["std"], 1e-6)
     with torch.no_grad():
         critic.score.weight.mul_(scale)

@@ -64,7 +64,7 @@ def train(config: Config, stage: Stage) -> None:
     held_out, items = items[:held], items[held:]
     # 2. The model: SFT's trunk, a scalar head at zero.
     policy = load_policy(stage, "sft")
-    model = scalar_from(policy, bias=False).to(stage.device)
+    model = stage.placed(scalar_from(policy, bias=False))
     optimizer = make_optimizer(model, config.learning_rate, weight_decay=config.weight_decay)
     total = stage.total_steps(max(1, round(config.epochs * len(items) / config.batch_size)))
     step = stage.begin({"model": ModuleState(model), "optimizer": OptimizerState(optimizer)}, objective(config))

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 
 from trueline.data.batches import TokenBatch, Tokenized
 from trueline.data.chat import ChatTokenizer
-from trueline.models.decoder import Decoder
+from trueline.models.decoder import Decoder, Precision
+from trueline.models.heads import ScalarModel
 from trueline.models.scoring import Sampling, forbidden_mask
 from trueline.rollout.native import NativeEngine
 from trueline.runs import checkpoint
@@ -27,6 +28,8 @@ from trueline.tasks.task import Task
 from trueline.types import Prompt
 
 __all__ = ["Limits", "Progress", "Stage"]
+
+Placed = TypeVar("Placed", Decoder, ScalarModel)
 
 # Steps differ in length: the next one may take a tenth more FLOPs than any before it. It runs no more programs.
 _HEADROOM = {"flops": 1.1, "executions": 1.0}
@@ -51,6 +54,7 @@ class Limits:
     max_prompt_tokens: int
     max_new_tokens: int
     micro_tokens: int = 8192
+    precision: Precision = "fp32"
     budget: float | None = None
     budget_rule: Literal["flops", "executions"] = "flops"
     max_steps: int | None = None
@@ -127,6 +131,11 @@ class Stage:
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids of a prompt; one that is longer than the limit loses its oldest part."""
         return tuple(self.tokenizer.encode_prompt(prompt)[-self.limits.max_prompt_tokens :])
+
+    def placed(self, model: Placed) -> Placed:
+        """A model on the stage's device, in its precision."""
+        model.precision = self.limits.precision
+        return model.to(self.device)
 
     def engine(self, policy: Decoder) -> NativeEngine:
         """A rollout engine that samples from `policy`."""
