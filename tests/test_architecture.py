@@ -249,7 +249,12 @@ def test_the_cycle_finder_finds() -> None:
 
 
 def test_the_layers_of_the_table_form_no_cycle() -> None:
-    everything = {"training", "benchmarks", "commands", "cli"}  # these may import each layer below; nothing below may import them
+    everything = {
+        "training",
+        "benchmarks",
+        "commands",
+        "cli",
+    }  # these may import each layer below; nothing below may import them
     below = {layer: others for layer, others in LAYERS.items() if layer not in everything}
     assert cycle_in(below) == []
     assert not [layer for layer, others in below.items() if others & everything and layer != "__main__"]

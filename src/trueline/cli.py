@@ -318,7 +318,9 @@ def _add_bench(name: str, text: str) -> None:
         rounds: Annotated[
             int | None, typer.Option("--rounds", help="of each side; default 7, or 3 where it samples")
         ] = None,
-        even: Annotated[bool, typer.Option("--even", help="every row full length (default: ragged rows)")] = False,
+        even: Annotated[
+            bool, typer.Option("--even", help="every row 64+64 tokens (default: as long as those of HH-RLHF)")
+        ] = False,
         device: Device = "auto",
         as_json: AsJson = False,
     ) -> None:

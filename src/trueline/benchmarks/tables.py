@@ -176,7 +176,7 @@ def _rows(record: dict[str, Any]) -> str:
     work = record["work"]
     if "ragged" not in work:
         return ""
-    return f"{work['prompt_tokens']}+{work['max_new_tokens']} " + ("ragged" if work["ragged"] else "even")
+    return f"{work['prompt_tokens']}+{work['max_new_tokens']} " + ("at most" if work["ragged"] else "each")
 
 
 def _machine(record: dict[str, Any]) -> str:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trueline.errors import InputError
 from trueline.seeds import generator, permutation
 
@@ -35,13 +37,24 @@ SHAPES = {
 KINDS = ("ppo", "dpo", "reward", "sft", "grpo", "rloo", "rollout")
 ONLINE = ("ppo", "grpo", "rloo", "rollout")
 _PAD, _END, _MARK, _FIRST = 0, 1, 2, 3
+# How long the rows of real preferences are: quantiles (0, 5, ... 100%) of the words and marks of 6,198 prompts and 12,396
+# responses of HH-RLHF's four test files, as shares of their 95th percentile (427 and 212); longer ones are left out, as
+# a limit on the length does. Mean 0.277 and 0.299.
+_PROMPTS = (
+    0.012, 0.021, 0.026, 0.030, 0.037, 0.047, 0.073, 0.112, 0.148, 0.185, 0.220, 0.255, 0.293, 0.330, 0.373, 0.429, 0.492,
+    0.575, 0.646, 0.770, 1.0,
+)  # fmt: skip
+_RESPONSES = (
+    0.005, 0.038, 0.052, 0.071, 0.090, 0.108, 0.132, 0.156, 0.179, 0.208, 0.241, 0.269, 0.307, 0.344, 0.387, 0.434, 0.491,
+    0.557, 0.651, 0.783, 1.0,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Work:
     """One comparison. Lengths are in tokens, the response's end token included; `ragged` draws each row's prompt and
-    responses uniformly between an eighth of these lengths and the whole, as the rows of real files differ. `ours` and
-    `peer` hold settings of one side alone."""
+    responses as long as those of HH-RLHF are, in shares of these limits. `ours` and `peer` hold settings of one side
+    alone."""
 
     kind: str
     size: str = "small"
@@ -69,7 +82,8 @@ class Work:
 
 
 def standard_work(kind: str, **changes: Any) -> Work:
-    """The work of that name as `docs/performance.md` has it, with the given changes.
+    """The work of that name as `docs/performance.md` has it, with the given changes: rows of 64+64 tokens, or of up to
+    128+64 where they are ragged (HH-RLHF's prompts are twice as long as its responses).
 
     Raises InputError for a name or a size that there is not.
     """
@@ -79,6 +93,7 @@ def standard_work(kind: str, **changes: Any) -> Work:
         "rloo": {"batch_size": 64, "samples_per_prompt": 8, "learning_rate": 3e-5},
         "rollout": {"batch_size": 64},
     }.get(kind, {})
+    own |= {"prompt_tokens": 128 if changes.get("ragged", True) else 64}
     for value, known, what in ((kind, KINDS, "NAME"), (changes.get("size", "small"), SHAPES, "--size")):
         if value not in known:
             raise InputError(
@@ -170,12 +185,15 @@ def _row(work: Work, draw: Any) -> dict[str, list[int]]:
     """A prompt ends with one mark, so that a model can learn where a response begins."""
     vocabulary = SHAPES[work.size][5]
 
-    def ids(longest: int, last: int) -> list[int]:
-        length = int(draw.integers(max(2, longest // 8), longest + 1)) if work.ragged else longest
+    def ids(longest: int, last: int, quantiles: tuple[float, ...]) -> list[int]:
+        length = longest
+        if work.ragged:
+            share = np.interp(draw.random(), np.linspace(0, 1, len(quantiles)), quantiles)
+            length = max(2, round(longest * float(share)))
         return [*draw.integers(_FIRST, vocabulary, size=length - 1).tolist(), last]
 
-    names = {"prompt": (work.prompt_tokens, _MARK), "chosen": (work.max_new_tokens, _END)}
-    names["rejected"] = (work.max_new_tokens, _END)
+    names = {"prompt": (work.prompt_tokens, _MARK, _PROMPTS)}
+    names["chosen"] = names["rejected"] = (work.max_new_tokens, _END, _RESPONSES)
     return {name: ids(*how) for name, how in names.items()}
 
 

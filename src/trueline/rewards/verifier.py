@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from trueline.data.code_formats import Problem
+from trueline.rewards.verdicts import VerdictFile
 from trueline.sandbox import CallTest, Limits, Pool, Program, StdioTest, Test, Verdict
 from trueline.types import Judgement
 
@@ -84,13 +85,17 @@ def public_tests(problem: Problem) -> tuple[Test, ...]:
 class Verifier:
     """A pool of sandbox workers that is opened at the first program, and remembers what it has judged.
 
-    A program is known by its source, prelude, entry, limits and tests. What broke the machinery is judged anew, and
+    A program is known by its source, prelude, entry, limits and tests. `shared` holds the verdicts of other processes,
+    and gets this one's. What broke the machinery is judged anew, and
     the oldest verdicts are forgotten first.
     """
 
-    def __init__(self, workers: int = 1, *, tier: str = "auto", unsafe: bool = False) -> None:
+    def __init__(
+        self, workers: int = 1, *, tier: str = "auto", unsafe: bool = False, shared: VerdictFile | None = None
+    ) -> None:
         self._wanted = {"workers": workers, "tier": tier, "unsafe": unsafe}
         self._pool: Pool | None = None
+        self._shared = shared
         self._known: OrderedDict[bytes, Verdict] = OrderedDict()
         self._text = 0
         self.executions = 0
@@ -109,10 +114,16 @@ class Verifier:
         """A verdict per program, in their order; equal programs are run once."""
         keys = [_key(program) for program in programs]
         fresh = {key: program for key, program in zip(keys, programs) if key not in self._known}
-        found = dict(zip(fresh, self._opened().judge(fresh.values()))) if fresh else {}
-        self.executions += len(found)
+        told = self._shared.find(fresh) if self._shared and fresh else {}
+        left = {key: program for key, program in fresh.items() if key not in told}
+        run = dict(zip(left, self._opened().judge(left.values()))) if left else {}
+        self.executions += len(run)
+        found = told | run
         out = [found[key] if key in found else self._known[key] for key in keys]
-        self._remember({key: verdict for key, verdict in found.items() if verdict.outcome != "infrastructure"})
+        judged = {key: verdict for key, verdict in run.items() if verdict.outcome != "infrastructure"}
+        if self._shared:
+            self._shared.keep(judged)
+        self._remember(told | judged)
         return out
 
     def rewards(self, programs: Sequence[Program], scale: Callable[[Verdict], float]) -> list[float]:

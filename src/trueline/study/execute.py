@@ -23,6 +23,7 @@ from trueline.models.decoder import DecoderConfig, Precision
 from trueline.models.precision import choose_precision
 from trueline.runs.cell import Cell, read_json, write_json
 from trueline.study.design import Node
+from trueline.tasks.execution import share_verdicts
 from trueline.tasks.registry import make_task
 from trueline.tasks.task import Task
 from trueline.training.pages import page
@@ -342,6 +343,7 @@ def _run_job(job: Job) -> None:
 
     node = job.node
     cell = Cell(Path(job.directory))
+    share_verdicts(cell.directory.parent)
     cell.open({**job.identity, "version": __version__})
     model, train = job.sections["model"], job.sections["train"]
     limits = Limits(

@@ -5,12 +5,14 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from trueline.config import Section
 from trueline.data.code_formats import Problem
+from trueline.rewards.verdicts import VerdictFile
 from trueline.rewards.verifier import SCALES, Verifier, candidate, judgement, public_tests
 from trueline.sandbox import Limits, Program, Verdict
 from trueline.seeds import permutation
@@ -18,7 +20,7 @@ from trueline.tasks.code_pairs import pairs_of_samples
 from trueline.tasks.task import PairSources, Sampler
 from trueline.types import Judgement, Prompt, Test
 
-__all__ = ["Execution", "Judge", "sampled_pairs"]
+__all__ = ["Execution", "Judge", "sampled_pairs", "share_verdicts"]
 
 
 class Execution(Section):
@@ -47,10 +49,19 @@ class Execution(Section):
         return Limits(self.cpu_seconds, self.wall_seconds, self.memory_mb << 20)
 
 
+_FOLDER: list[Path] = []
+
+
+def share_verdicts(folder: Path) -> None:
+    """From here on this process shares verdicts with every other that was given that folder."""
+    _FOLDER[:] = [folder]
+
+
 @cache
 def _shared(tier: str, unsafe: bool) -> Verifier:
     """One worker: cells run side by side, one on each core, and wait while their programs run."""
-    verifier = Verifier(1, tier=tier, unsafe=unsafe)
+    shared = VerdictFile(_FOLDER[0] / f".verdicts-{tier}{'-unsafe' * unsafe}.sqlite") if _FOLDER else None
+    verifier = Verifier(1, tier=tier, unsafe=unsafe, shared=shared)
     atexit.register(verifier.close)
     return verifier
 
