@@ -58,7 +58,7 @@ THIRD_PARTIES = {
     "evaluation": {"torch", "numpy", "pydantic"},
     "training": {"torch", "numpy", "pydantic"},
     "study": {"numpy", "scipy", "matplotlib", "pydantic"},
-    "benchmarks": {"torch", "tokenizers", "matplotlib"},
+    "benchmarks": {"numpy", "torch", "tokenizers", "matplotlib"},
     "commands": {"typer", "rich", "numpy", "torch", "yaml"},
     "cli": {"typer", "rich", "click", "torch"},
 }

@@ -37,16 +37,16 @@ SHAPES = {
 KINDS = ("ppo", "dpo", "reward", "sft", "grpo", "rloo", "rollout")
 ONLINE = ("ppo", "grpo", "rloo", "rollout")
 _PAD, _END, _MARK, _FIRST = 0, 1, 2, 3
-# How long the rows of real preferences are: quantiles (0, 5, ... 100%) of the words and marks of 6,198 prompts and 12,396
-# responses of HH-RLHF's four test files, as shares of their 95th percentile (427 and 212); longer ones are left out, as
-# a limit on the length does. Mean 0.277 and 0.299.
+# How long the rows of real preferences are: quantiles (0, 5, ... 100%) of the words and marks of 6,198 prompts and
+# 12,396 responses of HH-RLHF's four test files, as shares of their 95th percentile (427 and 212); longer ones are left
+# out, as a limit on the length does. Mean 0.277 and 0.299.
 _PROMPTS = (
-    0.012, 0.021, 0.026, 0.030, 0.037, 0.047, 0.073, 0.112, 0.148, 0.185, 0.220, 0.255, 0.293, 0.330, 0.373, 0.429, 0.492,
-    0.575, 0.646, 0.770, 1.0,
+    0.012, 0.021, 0.026, 0.030, 0.037, 0.047, 0.073, 0.112, 0.148, 0.185, 0.220,
+    0.255, 0.293, 0.330, 0.373, 0.429, 0.492, 0.575, 0.646, 0.770, 1.0,
 )  # fmt: skip
 _RESPONSES = (
-    0.005, 0.038, 0.052, 0.071, 0.090, 0.108, 0.132, 0.156, 0.179, 0.208, 0.241, 0.269, 0.307, 0.344, 0.387, 0.434, 0.491,
-    0.557, 0.651, 0.783, 1.0,
+    0.005, 0.038, 0.052, 0.071, 0.090, 0.108, 0.132, 0.156, 0.179, 0.208, 0.241,
+    0.269, 0.307, 0.344, 0.387, 0.434, 0.491, 0.557, 0.651, 0.783, 1.0,
 )  # fmt: skip
 
 
