@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from trueline.commands.screen import Screen, show_arms
+from trueline.models import kernels
 from trueline.runs.cell import read_json
 from trueline.study.design import Design, Node, nodes_of_stage, nodes_of_study, nodes_of_trials, variants
 from trueline.study.execute import Executor
@@ -125,6 +126,8 @@ def execute(
     seeds = sorted({node.seed for node in nodes})
     arms = list(dict.fromkeys(n.arm for n in nodes if n.page not in ("select", "evaluate")))
     console.print(f"{task.description}; nothing is downloaded", markup=False)
+    if kernels.library() is None:  # built here once, before any worker asks for them
+        console.print("no compiled kernels (no C compiler, or TRUELINE_KERNELS=0): plain torch, same numbers, slower")
     if task.verified:  # opens the sandbox: where none holds, that is said before anything is trained
         console.print(f"programs run in the sandbox, tier {task.machinery()['tier']}", markup=False)
     screen = Screen(console, nodes, workers)
