@@ -117,10 +117,19 @@ def test_good_runs_pass_with_room(finished) -> None:
         assert abs(rows(finished(method))[0]["objective/kl"]) < 1e-5
 
 
-def test_the_gate_looks_at_the_sigmoid_term_alone() -> None:
-    start_gate({"loss": 3.0, "loss/dpo": 0.69315}, "loss/dpo", math.log(2))
+def test_the_gate_looks_at_the_sigmoid_term_alone(tiny_world, tmp_path) -> None:
+    stage = tiny_world.stage("dpo", tmp_path)
+    start_gate(stage, {"loss": 3.0, "loss/dpo": 0.69315}, "loss/dpo", math.log(2))
     with pytest.raises(NumericsError, match=r"0\.700000"):
-        start_gate({"loss": 0.6931472, "loss/dpo": 0.7}, "loss/dpo", math.log(2))
+        start_gate(stage, {"loss": 0.6931472, "loss/dpo": 0.7}, "loss/dpo", math.log(2))
+
+
+def test_in_bf16_the_gate_is_as_wide_as_its_rounding(tiny_world, tmp_path) -> None:
+    """300 times 1e-4: 0.7 is within 0.03 of ln 2, 0.73 is not."""
+    stage = tiny_world.stage("dpo", tmp_path, precision="bf16")
+    start_gate(stage, {"loss/dpo": 0.7}, "loss/dpo", math.log(2))
+    with pytest.raises(NumericsError, match=r"0\.730000"):
+        start_gate(stage, {"loss/dpo": 0.73}, "loss/dpo", math.log(2))
 
 
 @pytest.mark.parametrize(
