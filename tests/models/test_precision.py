@@ -24,7 +24,7 @@ def _graded(policy: Decoder, precision: str) -> tuple[torch.Tensor, list[torch.T
     draw = torch.Generator().manual_seed(0)
     tokens, mask = torch.randint(2, 61, (6, 30), generator=draw), torch.zeros(6, 30, dtype=torch.bool)
     mask[:, 10:25] = True
-    policy.precision = precision
+    policy.trunk.precision = precision
     policy.zero_grad()
     logprobs, _ = response_logprobs(policy, tokens, mask, SAMPLING)
     logprobs.sum().backward()
@@ -50,7 +50,7 @@ def test_the_same_model_has_no_kl_to_itself_in_bf16(compiled, monkeypatch) -> No
     if not compiled:
         monkeypatch.setattr(kernels, "library", lambda: None)
     policy, reference = make_decoder(SHAPE, 0), make_decoder(SHAPE, 0)
-    policy.precision = reference.precision = "bf16"
+    policy.trunk.precision = reference.trunk.precision = "bf16"
     mask = torch.arange(20).expand(2, 20) > 8
     with torch.no_grad():
         assert not exact_kl(policy, reference, torch.full((2, 20), 7), mask, SAMPLING).any()
@@ -62,7 +62,7 @@ def test_an_engine_samples_from_a_policy_in_bf16(compiled, monkeypatch) -> None:
     if not compiled:
         monkeypatch.setattr(kernels, "library", lambda: None)
     policy = make_decoder(SHAPE, 0)
-    policy.precision = "bf16"
+    policy.trunk.precision = "bf16"
     engine = NativeEngine(pad_id=0, end_id=2)
     engine.load_weights(policy, 0)
     rollout = engine.generate([[5, 6, 7]] * 4, None, max_new_tokens=12, sampling=SAMPLING)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from trueline.models.fused import rotate
 
-__all__ = ["Decoder", "DecoderConfig", "KVCache", "Precise", "Precision", "Trunk", "in_precision"]
+__all__ = ["Decoder", "DecoderConfig", "KVCache", "Precision", "Trunk", "in_precision"]
 
 Precision = Literal["fp32", "bf16"]
 
@@ -66,19 +66,11 @@ class DecoderConfig:
         return self.family == "qwen3"
 
 
-class Precise(nn.Module):
-    """A module whose matrix products run in `precision`: "fp32", or "bf16" with a copy of the weights that is made for
-    each pass (an optimiser may change a weight unseen: torch's fused AdamW counts up no version). The weights stay in
-    fp32, as does everything between the products."""
-
-    precision: Precision = "fp32"
-
-
 def in_precision(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A method of a `Precise` module, run under autocast where its precision is bf16."""
+    """A method of a trunk, run under autocast where its precision is bf16."""
 
     @wraps(run)
-    def running(self: Precise, *args: Any) -> Tensor:
+    def running(self: Trunk, *args: Any) -> Tensor:
         if self.precision == "fp32":
             return run(self, *args)
         with torch.autocast(next(self.parameters()).device.type, torch.bfloat16):
@@ -177,8 +169,15 @@ class Block(nn.Module):
         return self.down(F.silu(gate) * up)
 
 
-class Trunk(Precise):
-    """Embeddings, blocks and the last norm: tokens [B, T] -> hidden states [B, T, hidden_size]."""
+class Trunk(nn.Module):
+    """Embeddings, blocks and the last norm: tokens [B, T] -> hidden states [B, T, hidden_size].
+
+    `precision` is that of the matrix products, a head's on top included: "fp32", or "bf16" with a copy of the weights
+    that is made for each pass (an optimiser may change a weight unseen: torch's fused AdamW counts up no version). The
+    weights stay in fp32, as does everything between the products.
+    """
+
+    precision: Precision = "fp32"
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -255,15 +254,6 @@ class Decoder(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, T, V] of right-padded tokens [B, T]. `models.scoring` keeps no such tensor and is what trains."""
         return self.head(self.trunk(tokens))
-
-    @property
-    def precision(self) -> Precision:
-        """Of the matrix products, trunk and head; see `Precise`."""
-        return self.trunk.precision
-
-    @precision.setter
-    def precision(self, precision: Precision) -> None:
-        self.trunk.precision = precision
 
     @property
     def parameter_count(self) -> int:

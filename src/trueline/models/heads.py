@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trueline.models.decoder import Decoder, DecoderConfig, Precision, Trunk
+from trueline.models.decoder import Decoder, DecoderConfig, Trunk
 from trueline.models.packed_trunk import hidden_at
 
 __all__ = ["ScalarModel", "last_scores", "last_values", "response_values", "scalar_from"]
@@ -32,15 +32,6 @@ class ScalarModel(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.score(self.trunk(tokens)).squeeze(-1)
-
-    @property
-    def precision(self) -> Precision:
-        """Of the trunk's matrix products; see `Precise`."""
-        return self.trunk.precision
-
-    @precision.setter
-    def precision(self, precision: Precision) -> None:
-        self.trunk.precision = precision
 
     @property
     def parameter_count(self) -> int:

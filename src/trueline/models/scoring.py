@@ -105,7 +105,7 @@ def exact_kl(model: Decoder, reference: Decoder, tokens: Tensor, response_mask: 
 
 def head_logits(model: Decoder, hidden: Tensor) -> Tensor:
     """Logits [..., V] of hidden states [..., d], in the model's precision."""
-    if model.precision == "fp32":
+    if model.trunk.precision == "fp32":
         return model.head(hidden)
     return (hidden.bfloat16() @ model.head.weight.bfloat16().t()).float()
 
@@ -114,7 +114,7 @@ def _score(model: Decoder, hidden: Tensor, targets: Tensor, sampling: Sampling, 
     weight = model.head.weight
     same = hidden.dtype == weight.dtype and not torch.is_autocast_enabled(hidden.device.type)
     if same and sampling.plain and not entropy:
-        low = model.precision == "bf16"
+        low = model.trunk.precision == "bf16"
         scored = head_logprobs(hidden, weight, targets, sampling.covering(len(weight)), low=low)
         return scored, scored
     processed = sampling.process(head_logits(model, hidden))

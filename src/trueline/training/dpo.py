@@ -166,7 +166,7 @@ def _online_parts(
         mask = rollout.response_mask[rows, :width]
         logprobs, _ = response_logprobs(policy, rollout.tokens[rows, :width], mask, stage.sampling)
         gap = float((logprobs.detach() - rollout.logprobs[rows, :width]).abs().max())
-        if policy.precision == "fp32" and policy.head.weight.dtype == torch.float32 and gap > 1e-4:
+        if policy.trunk.precision == "fp32" and policy.head.weight.dtype == torch.float32 and gap > 1e-4:
             raise NumericsError(
                 f"{stage.method}: sampled and recomputed log-probs differ by {gap:.2e} (1e-4 allowed); the samples are "
                 "not of the policy that is trained, and their KL has another gradient"

@@ -100,7 +100,7 @@ def collect(
     # 3. Re-score under the policy as the trainer sees it, and under the reference.
     old = rescore(stage, policy, rollout)
     gap = float((old - rollout.logprobs).abs().max())
-    if policy.precision == "fp32" and policy.head.weight.dtype == torch.float32 and gap > 1e-4:
+    if policy.trunk.precision == "fp32" and policy.head.weight.dtype == torch.float32 and gap > 1e-4:
         raise NumericsError(
             f"{stage.method} step {iteration}: sampled and recomputed log-probs differ by {gap:.2e} (1e-4 allowed); "
             "the engine's weights or masks are not the trainer's"

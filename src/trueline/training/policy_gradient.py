@@ -98,7 +98,7 @@ def update_policy(
         return loss
 
     def accept() -> bool:
-        if first and abs(sums["policy/ratio"] - 1.0) > _RATIO_GATE[policy.precision]:
+        if first and abs(sums["policy/ratio"] - 1.0) > _RATIO_GATE[policy.trunk.precision]:
             raise NumericsError(
                 f"start gate: the mean ratio of the first minibatch is {sums['policy/ratio']:.8f}, not 1; the policy "
                 "that is trained does not score like the one that sampled"

@@ -134,7 +134,7 @@ class Stage:
 
     def placed(self, model: Placed) -> Placed:
         """A model on the stage's device, in its precision."""
-        model.precision = self.limits.precision
+        model.trunk.precision = self.limits.precision
         return model.to(self.device)
 
     def engine(self, policy: Decoder) -> NativeEngine:
