@@ -81,6 +81,7 @@ EXTRA = {
         "trueline.models",
         "torch",
     },
+    "study/document.py": {"jinja2"},
     "study/page.py": {"jinja2"},
     "study/record.py": {"safetensors"},
     "study/settings.py": {"yaml"},

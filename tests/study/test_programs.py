@@ -290,7 +290,6 @@ class TestReport:
             "hidden tests",
             "sandbox",
             "--best:",
-            "--dpo-nll",
             'class="panel',
         ):
             assert word not in html

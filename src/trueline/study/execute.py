@@ -171,6 +171,7 @@ class Executor:
         self.named, self.share_of_steps = named, share
         waiting = {node.key: node for node in nodes}
         started: dict[Future, Node] = {}
+        making: set[str] = set()
         context = get_context("spawn")
         channel = context.Queue()
         pool = ProcessPoolExecutor(
@@ -181,9 +182,12 @@ class Executor:
                 for node in [n for n in waiting.values() if self._ready(n)]:
                     if node.twin and node.twin in waiting | {n.key: n for n in started.values()}:
                         continue  # the same run may be about to be finished with a larger share
-                    del waiting[node.key]
                     job = self._job(node)
+                    if job is not None and job.directory in making:
+                        continue  # another node is that very run
+                    del waiting[node.key]
                     if job is not None:
+                        making.add(job.directory)
                         with _interrupts_held():
                             started[pool.submit(_run_job, job)] = node
                         self.report(node.key, Progress(job.directory, node.page, 0, 0, note="queued"))
@@ -193,14 +197,13 @@ class Executor:
                     for future in done:
                         node = started.pop(future)
                         future.result()
+                        making.discard(str(self.cells[node.key]))
                         self.report(node.key, Progress("", node.page, 1, 1, note="done"))
                 elif waiting and not any(self._ready(n) for n in waiting.values()):
                     raise RunError(f"no node can run: {', '.join(waiting)}; this is a fault of the design")
             self._drain(channel)
         except BaseException as error:
-            for process in list((pool._processes or {}).values()):
-                process.kill()
-            pool.shutdown(wait=False, cancel_futures=True)
+            _stop(pool)
             if isinstance(error, BrokenProcessPool):
                 raise RunError(
                     "a worker process died, most likely for want of memory; what is finished is kept: "
@@ -291,6 +294,20 @@ class Executor:
             except queue.Empty:
                 return
             self.report(key, progress)
+
+
+def _stop(pool: ProcessPoolExecutor) -> None:
+    """Kill the workers and wait for the thread that manages them.
+
+    Left alone, that thread closes its pipe while the interpreter's own exit still writes to it, now and then: a
+    traceback after the last word. With its processes gone it ends at once.
+    """
+    manager = pool._executor_manager_thread
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    pool.shutdown(wait=False, cancel_futures=True)
+    if manager is not None:
+        manager.join(timeout=10)
 
 
 @contextmanager

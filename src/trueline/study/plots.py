@@ -5,20 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from html import escape
-from io import StringIO
 from typing import Any
 
 import numpy as np
 
+from trueline.study.drawing import draw
 from trueline.study.matrix import ArmRuns, Checkpoint, Study, Variant
 from trueline.study.programs import by_example
 
 __all__ = ["MARKS", "Plot", "figures", "slug"]
 
-WIDTH, HEIGHT = 440, 300
-# placeholders that the post-pass replaces; no other drawing colour is used
-TEXT, GRID = "#010203", "#040506"
 # arm -> (placeholder colour, marker, dash); Okabe and Ito's palette lives in the page's CSS under the arm's slug
 MARKS: dict[str, tuple[str, str, str]] = {
     "sft": ("#0a0000", "s", "-"),
@@ -187,59 +183,22 @@ def _of_programs(panel: _Panel, study: Study) -> _Panel:
 
 
 def _plot(panel: _Panel, variant: Variant) -> Plot | None:
-    from matplotlib import rc_context
+    drawn: list[bool] = []
 
-    with rc_context(_style(panel.name)):
-        figure, axes = _axes(panel)
-        drawn = [_draw(axes, panel, arm) for arm in variant.arms.values()]
-        if not any(drawn):
-            return None
+    def paint(axes: Any) -> None:
+        drawn.extend([_draw(axes, panel, arm) for arm in variant.arms.values()])
         if panel.name in ("gold-flops", "gold-tokens"):
             axes.xaxis.set_major_formatter(_si_formatter())
         if panel.name == "outside":
             axes.set_ylim(bottom=0)
-        stream = StringIO()
-        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return Plot(panel.name, panel.title, panel.caption, _inline(stream.getvalue(), panel))
+
+    svg = draw(panel.name, panel.title, paint, xlabel=panel.xlabel, ylabel=panel.ylabel, colours=_colours())
+    return Plot(panel.name, panel.title, panel.caption, svg) if any(drawn) else None
 
 
-def _style(name: str) -> dict[str, Any]:
-    return {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.family": "DejaVu Sans",
-        "font.size": 12,
-        "text.parse_math": False,
-        "text.color": TEXT,
-        "axes.labelcolor": TEXT,
-        "axes.edgecolor": GRID,
-        "xtick.color": GRID,
-        "ytick.color": GRID,
-        "xtick.labelcolor": TEXT,
-        "ytick.labelcolor": TEXT,
-        "grid.color": GRID,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.spines.left": False,
-        "axes.unicode_minus": True,
-        "path.simplify": False,
-    }
-
-
-def _axes(panel: _Panel) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-    axes = figure.add_axes((0.115, 0.155, 0.865, 0.745))
-    figure.patch.set_visible(False)
-    axes.patch.set_visible(False)
-    axes.grid(axis="y", linewidth=0.8)
-    axes.tick_params(length=0, pad=6)
-    axes.locator_params(nbins=6)
-    axes.set_xlabel(panel.xlabel, labelpad=6)
-    # the unit of y stands above the axis, where it reads level
-    axes.text(0.0, 1.05, panel.ylabel, transform=figure.transFigure, va="top").set_position((0.0, 0.99))
-    return figure, axes
+def _colours() -> dict[str, str]:
+    """Each arm's placeholder and the page's variable that it stands for."""
+    return {colour: f"var(--{slug(arm)})" for arm, (colour, _, _) in MARKS.items()} | {OTHER[0]: "var(--other)"}
 
 
 def _si_formatter() -> Any:
@@ -290,26 +249,3 @@ def _draw_mark(axes: Any, panel: _Panel, arm: ArmRuns, colour: str, marker: str)
 def _line(panel: _Panel, arm: ArmRuns, curve: Iterable[tuple[Checkpoint, float]]) -> np.ndarray:
     points = [(panel.x(point, arm), value) for point, value in curve]
     return np.array([(x, y) for x, y in points if x is not None], dtype=np.float64).reshape(-1, 2)
-
-
-def _inline(svg: str, panel: _Panel) -> str:
-    """From a file of its own to a guest in a page: no prolog, no metadata, own ids, the page's colours and fonts."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.S)
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, flags=re.S)
-    svg = re.sub(r"<!--.*?-->\s*", "", svg, flags=re.S).replace("xlink:href", "href")
-    svg = _own_ids(svg, panel.name)
-    for arm, (colour, _, _) in MARKS.items():
-        svg = svg.replace(colour, f"var(--{slug(arm)})")
-    svg = svg.replace(OTHER[0], "var(--other)").replace(TEXT, "currentColor").replace(GRID, "var(--line)")
-    svg = svg.replace(" font-family: 'DejaVu Sans';", "")
-    svg = re.sub(r' transform="rotate\(-0 [^"]*"', "", svg)
-    title, label = escape(f"{panel.title}: {panel.ylabel} over {panel.xlabel}"), f"{panel.name}-title"
-    head = f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{label}">'
-    return f'{head}<title id="{label}">{title}</title>' + svg[svg.index(">") + 1 :].strip()
-
-
-def _own_ids(svg: str, prefix: str) -> str:
-    used = set(re.findall(r"(?:href=\"|url\()#([\w.-]+)", svg))
-    svg = re.sub(r' id="([^"]*)"', lambda m: f' id="{prefix}-{m[1]}"' if m[1] in used else "", svg)
-    return re.sub(r"(href=\"|url\()#([\w.-]+)", rf"\1#{prefix}-\2", svg)
