@@ -60,11 +60,15 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Pair:
-    """A comparison: for one prompt, the response that was preferred and the one that was not."""
+    """A comparison: for one prompt, the response that was preferred and the one that was not.
+
+    `meta` belongs to the task: where annotators flagged each side by itself it has "chosen_safe" and "rejected_safe".
+    """
 
     prompt: Prompt
     chosen: str
     rejected: str
+    meta: Mapping[str, Any] = field(default_factory=dict, compare=False, hash=False)
 
 
 @dataclass(frozen=True)

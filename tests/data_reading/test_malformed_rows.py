@@ -282,7 +282,7 @@ def test_no_value_of_a_column_escapes_as_another_exception(tmp_path, value):
     rows = [{"prompt": value, "chosen": "c", "rejected": "r"}, {"prompt": "p", "chosen": value, "rejected": "r"}]
     rows += [{"chosen": value, "rejected": value}, {"prompt": "p", "chosen": "c", "rejected": [value]}]
     file.write_text("\n".join(map(json.dumps, rows)))
-    for format in ("pairs", "messages", "hh-rlhf"):
+    for format in ("pairs", "messages", "hh-rlhf", "safe-rlhf"):
         found = check(file, format=format)
         dropped = sum(found.counts[name] for name in ("identical_pairs",)) if format == "hh-rlhf" else 0
         assert found.rows == 4 == found.counts["kept"] + found.counts["bad_rows"] + dropped

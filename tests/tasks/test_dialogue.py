@@ -28,7 +28,7 @@ def _sampler(task: Dialogue):
 
     def sample(prompts, n, purpose):
         rng = generator(5, purpose)
-        return [[Sampled(f"{task._write(p, 'plain', rng)[1]} good luck .") for _ in range(n)] for p in prompts]
+        return [[Sampled(f"{task.write(p, 'plain', rng)[1]} good luck .") for _ in range(n)] for p in prompts]
 
     return sample
 
@@ -199,7 +199,7 @@ def _contrasts(pairs) -> dict[tuple[str, str], float]:
 def _always_helps(prompts, n, purpose):
     """An SFT model that has only one behaviour: nothing contrasts by itself."""
     task, rng = _asker(), generator(5, purpose)
-    return [[Sampled(task._write(p, "plain", rng, "help")[1]) for _ in range(n)] for p in prompts]
+    return [[Sampled(task.write(p, "plain", rng, "help")[1]) for _ in range(n)] for p in prompts]
 
 
 def _seldom_answers(prompts, n, purpose):
@@ -207,7 +207,7 @@ def _seldom_answers(prompts, n, purpose):
     task, rng = _asker(), generator(6, purpose)
 
     def text(prompt):
-        return task._write(prompt, "plain", rng)[1] if rng.random() < 0.3 else "blub blub"
+        return task.write(prompt, "plain", rng)[1] if rng.random() < 0.3 else "blub blub"
 
     return [[Sampled(text(p)) for _ in range(n)] for p in prompts]
 

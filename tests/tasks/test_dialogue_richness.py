@@ -39,7 +39,7 @@ def _sampler(task: Dialogue):
 
     def sample(prompts, n, purpose):
         rng = generator(5, purpose)
-        return [[Sampled(f"{task._write(p, 'plain', rng)[1]} good luck .") for _ in range(n)] for p in prompts]
+        return [[Sampled(f"{task.write(p, 'plain', rng)[1]} good luck .") for _ in range(n)] for p in prompts]
 
     return sample
 
@@ -208,8 +208,8 @@ def test_no_writer_beats_the_ideal_one_and_carelessness_costs(richness) -> None:
     for pool in ("plain", "foreign"):
         for prompt in task.prompts("test")[:600]:
             most = 2.0 if prompt.kind == "harmful" else len(_wanted(task, prompt))
-            assert task.judge(prompt, task._write(prompt, pool, rng)[1]).score <= most
-    plain = np.mean([task.judge(p, task._write(p, "plain", rng)[1]).score for p in task.prompts("test")])
+            assert task.judge(prompt, task.write(prompt, pool, rng)[1]).score <= most
+    plain = np.mean([task.judge(p, task.write(p, "plain", rng)[1]).score for p in task.prompts("test")])
     ideal = np.mean([task.judge(p, _ideal(task, p, rng)).score for p in task.prompts("test")])
     assert plain < 0.4 * ideal
 
@@ -266,11 +266,11 @@ def test_everything_that_is_written_parses_and_its_structure_is_in_the_pairs(ric
     """No broken word in any pool; at most one in two hundred fresh texts of a pool has a structure that as many texts
     of that pool as there are in the pairs lack; and the other pool's structures mostly lie outside (a control)."""
     task, rng = _task(richness), generator(7, "fresh")
-    prompts = task._draw_prompts(2 * task.config.pairs, rng)
+    prompts = task.draw_prompts(2 * task.config.pairs, rng)
     for pool, other in (("foreign", "plain"), ("plain", "foreign")):
-        known = {task.signature(p, task._write(p, pool, rng)[1]) for p in prompts}
-        fresh = [(p, task._write(p, pool, rng)[1]) for p in prompts[:2000]]
-        strange = [(p, task._write(p, other, rng)[1]) for p in prompts[:500]]
+        known = {task.signature(p, task.write(p, pool, rng)[1]) for p in prompts}
+        fresh = [(p, task.write(p, pool, rng)[1]) for p in prompts[:2000]]
+        strange = [(p, task.write(p, other, rng)[1]) for p in prompts[:500]]
         assert all(grammar.parse(_said(task), text).broken == 0.0 for _, text in fresh + strange)
         assert np.mean([task.signature(*row) not in known for row in fresh]) <= 0.005
         assert np.mean([task.signature(*row) not in known for row in strange]) > 0.5
@@ -279,10 +279,10 @@ def test_everything_that_is_written_parses_and_its_structure_is_in_the_pairs(ric
 @rich
 def test_the_foreign_pool_has_two_styles_and_more_structures(richness) -> None:
     task, rng = _task(richness), np.random.default_rng(0)
-    texts = [task._write(p, "foreign", rng)[1] for p in task.prompts("train")[:2000]]
+    texts = [task.write(p, "foreign", rng)[1] for p in task.prompts("train")[:2000]]
     styles = Counter(s.split("/")[1] for t in texts for s in grammar.parse(_said(task), t).segments if "opener" in s)
     assert set(styles) == {"foreign", "formal"} and min(styles.values()) > 0.4 * sum(styles.values())
-    poor = {_task(1).signature(p, _task(1)._write(p, "foreign", rng)[1]) for p in _task(1).prompts("train")}
+    poor = {_task(1).signature(p, _task(1).write(p, "foreign", rng)[1]) for p in _task(1).prompts("train")}
     assert len({task.signature(p, t) for p, t in zip(task.prompts("train"), texts)}) > 1.5 * len(poor)
 
 

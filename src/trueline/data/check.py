@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trueline.data.records import FORMATS, HH_DROPPED, HH_NOTES, RowProblem, detect, read_record
+from trueline.data.safe_rlhf import SAFE_NOTES
 from trueline.data.sources import expand, read_rows
 from trueline.errors import InputError
 from trueline.types import Pair
@@ -46,7 +47,7 @@ class DataCheck:
     Dropped rows are counted under one name each, so rows = kept + bad_rows + the known quirks of `hh-rlhf` that drop a
     row. Kept rows may be counted under several more: `duplicate_pairs` (same prompt and sides as an earlier row),
     `reversed_pairs` (an earlier row has the sides swapped), `multi_turn` (more than one user turn), the notes of
-    `hh-rlhf`. `lengths` are nearest-rank percentiles in characters.
+    `hh-rlhf` and `safe-rlhf`. `lengths` are nearest-rank percentiles in characters.
     """
 
     rows: int
@@ -107,7 +108,8 @@ class _Tally:
 
     def __init__(self, format: str, limit: int, keep: Callable[[Pair], None]) -> None:
         self.format, self.limit, self.keep = format, limit, keep
-        names = (*STANDARD, *HH_DROPPED, *HH_NOTES) if format == "hh-rlhf" else STANDARD
+        own = {"hh-rlhf": (*HH_DROPPED, *HH_NOTES), "safe-rlhf": SAFE_NOTES}
+        names = (*STANDARD, *own.get(format, ()))
         self.counts: Counter[str] = Counter(dict.fromkeys(names, 0))
         self.rows, self.bad, self.places, self.remedy = 0, [], [], ""
         self.lengths: dict[str, list[int]] = {"prompt": [], "chosen": [], "rejected": []}

@@ -1,14 +1,14 @@
-"""One raw row to one `Pair`: the formats `pairs`, `messages` and `hh-rlhf`, and what can be wrong with a row."""
+"""One raw row to one `Pair`: formats `pairs`, `messages`, `hh-rlhf`, `safe-rlhf`, and what can be wrong with a row."""
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from trueline.data.row_problems import Record, RowProblem, need_columns
+from trueline.data.safe_rlhf import is_safe_rlhf, read_safe_rlhf
 from trueline.types import Message, Pair, Prompt
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
     "render_hh",
 ]
 
-FORMATS = ("pairs", "messages", "hh-rlhf")
+FORMATS = ("pairs", "messages", "hh-rlhf", "safe-rlhf")
 ROLES = ("system", "user", "assistant")
 
 # Quirks of the published HH-RLHF files with which a row is kept, and counted; those of `HH_CHECKS` drop it.
@@ -42,25 +42,11 @@ MISSPELT = re.compile(r"\n\s*(?:(?:Humans|Assistants|human|assistant|User|AI):|(
 INVISIBLE = re.compile("[\u200b-\u200f\u2028\u2029\u2060\ufeff\x01-\x08\x0b\x0c\x0e-\x1f]")
 
 
-class RowProblem(Exception):
-    """Why a row gives no pair: `name` is what it is counted as, `field` the column; `reason`, `remedy` for the user."""
-
-    def __init__(self, name: str, field: str, reason: str, remedy: str = "") -> None:
-        super().__init__(reason)
-        self.name, self.field, self.reason, self.remedy = name, field, reason, remedy
-
-
-@dataclass(frozen=True)
-class Record:
-    """A pair and the names of the quirks it was kept with."""
-
-    pair: Pair
-    notes: tuple[str, ...] = ()
-
-
 def detect(row: Mapping[str, Any]) -> str | None:
     """The format that this row is written in, or None if it fits none."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
+    if is_safe_rlhf(row):
+        return "safe-rlhf"
     if "prompt" in row:
         return "pairs"
     if isinstance(chosen, list) and isinstance(rejected, list):
@@ -72,14 +58,15 @@ def detect(row: Mapping[str, Any]) -> str | None:
 
 def read_record(row: Mapping[str, Any], format: str) -> Record:
     """The row as a pair. Raises `RowProblem`, whose `name` is in `HH_DROPPED` for a known quirk of HH-RLHF."""
-    return {"pairs": _pairs, "messages": _messages_pair, "hh-rlhf": _hh}[format](row)
+    readers = {"pairs": _pairs, "messages": _messages_pair, "hh-rlhf": _hh, "safe-rlhf": read_safe_rlhf}
+    return readers[format](row)
 
 
 # --- pairs and messages ------------------------------------------------------------------------------------------
 
 
 def _pairs(row: Mapping[str, Any]) -> Record:
-    _need(row, ("prompt", "chosen", "rejected"), (str, list))
+    need_columns(row, ("prompt", "chosen", "rejected"), (str, list))
     if isinstance(row["prompt"], str):
         if not row["prompt"].strip():
             raise RowProblem("empty_prompt", "prompt", "is empty")
@@ -113,7 +100,7 @@ def _response(value: str | list[Any], field: str, prompt: tuple[Message, ...]) -
 
 
 def _messages_pair(row: Mapping[str, Any]) -> Record:
-    _need(row, ("chosen", "rejected"), (list,))
+    need_columns(row, ("chosen", "rejected"), (list,))
     chosen, rejected = (read_messages(row[side], side, last_may_be_empty=True) for side in ("chosen", "rejected"))
     for turns, side in ((chosen, "chosen"), (rejected, "rejected")):
         _need_answer(turns, side)
@@ -160,18 +147,6 @@ def _need_answer(turns: Sequence[Message], field: str) -> None:
         raise RowProblem("wrong_roles", field, "turn 1: no prompt before the response")
 
 
-def _need(row: Mapping[str, Any], columns: Sequence[str], kinds: tuple[type, ...]) -> None:
-    for column in columns:
-        if column not in row:
-            near = difflib.get_close_matches(column, [key for key in row if key not in columns], 1)
-            remedy = f"rename {near[0]!r}" if near else f"columns here: {', '.join(map(repr, row))[:120] or 'none'}"
-            raise RowProblem("missing_field", column, "missing", remedy)
-        if not isinstance(row[column], kinds):
-            names = {str: "a text", list: "a list of messages"}
-            got = "null" if row[column] is None else type(row[column]).__name__
-            raise RowProblem("wrong_type", column, f"expected {' or '.join(names[k] for k in kinds)}, got {got}")
-
-
 def _record(prompt: tuple[Message, ...], chosen: str, rejected: str, notes: tuple[str, ...] = ()) -> Record:
     if chosen == rejected:
         raise RowProblem("identical_pairs", "rejected", "equals chosen")
@@ -201,7 +176,7 @@ def render_hh(messages: Sequence[Message]) -> str:
 
 
 def _hh(row: Mapping[str, Any]) -> Record:
-    _need(row, ("chosen", "rejected"), (str,))
+    need_columns(row, ("chosen", "rejected"), (str,))
     sides = {}
     for side in ("chosen", "rejected"):
         try:

@@ -22,7 +22,7 @@ class Data(Section):
     path: str | tuple[str, ...] = Field("", description="a path, a quoted glob, or a list of them")
     test_path: str | tuple[str, ...] = Field("", description="test problems from files of their own (code tasks)")
     format: Literal[
-        "auto", "pairs", "messages", "hh-rlhf",
+        "auto", "pairs", "messages", "hh-rlhf", "safe-rlhf",
         "problems", "humaneval", "mbpp", "apps", "codecontests", "codecontests-files", "codejam",
     ] = Field("auto", description="of the rows")  # fmt: skip
     on_bad_row: Literal["error", "drop"] = Field("error", description="what a row that cannot be used does")

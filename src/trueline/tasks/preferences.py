@@ -76,6 +76,7 @@ class Preferences:
         self.check = loaded.check
         pairs = [_of_kind(p, kind_of(p.prompt.meta["where"])) for p in loaded.pairs] if kind_of else loaded.pairs
         self._coverage: tuple[str, ...] | None = None
+        self._keep: Callable[[Pair], bool] = lambda pair: True
         self._counts = Counter(p.prompt.kind for p in pairs)
         self.kinds = tuple(sorted(self._counts))
         parts = partition(pairs, _FRACTIONS, salt="trueline")
@@ -99,6 +100,12 @@ class Preferences:
         """
         task = copy.copy(self)
         task._coverage = tuple(kinds)
+        return task
+
+    def filtered(self, keep: Callable[[Pair], bool]) -> Preferences:
+        """The same task whose learners get only the comparisons that `keep` keeps; their prompts stay as they are."""
+        task = copy.copy(self)
+        task._keep = keep
         return task
 
     def _covers(self, prompt: Prompt) -> bool:
@@ -136,7 +143,7 @@ class Preferences:
     def pairs(self, seed: int, sample: Sampler) -> PairSources:
         order = generator(seed, "preferences/pairs").permutation(len(self._parts["training"]))
         pairs = [self._parts["training"][i] for i in order]
-        covered = [p for p in pairs if self._covers(p.prompt)]
+        covered = [p for p in pairs if self._covers(p.prompt) and self._keep(p)]
         left_out = [p for p in pairs if not self._covers(p.prompt)][:_ELSEWHERE]
         return PairSources(covered, self._parts["selection"], self._parts["gold"], left_out)
 

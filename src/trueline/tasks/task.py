@@ -8,7 +8,11 @@ from typing import Protocol
 
 from trueline.types import Demonstration, Judgement, Pair, Prompt
 
-__all__ = ["PairSources", "Sampled", "Sampler", "Task"]
+__all__ = ["OF_PAIRS", "PairSources", "Sampled", "Sampler", "Task"]
+
+OF_PAIRS = {"moves": "pairs"}
+"""Marks a dial of a world that moves the pairs alone (`Field(json_schema_extra=OF_PAIRS)`): SFT is the same whatever it
+is, and its cell is shared."""
 
 
 @dataclass(frozen=True)

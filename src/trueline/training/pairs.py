@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from trueline.config import Section
+from trueline.data.safety import sorts_of
 from trueline.runs.cell import read_jsonl, write_jsonl
 from trueline.seeds import uniforms
 from trueline.tasks.code_pairs import distance_buckets
@@ -53,6 +54,8 @@ def train(config: Config, stage: Stage) -> None:
     facts = {"pairs": len(sources.training), "prompts": len({p.prompt.id for p in sources.training})}
     if stage.task.verified:
         facts["edit_distance"] = distance_buckets(sources.training)
+    if any(pair.meta for pair in sources.training):
+        facts["safety"] = sorts_of(sources.training)
     stage.finish(**facts)
 
 
@@ -67,7 +70,7 @@ def read_pairs(cell: Path) -> PairSources:
     for row in read_jsonl(cell / "pairs.jsonl"):
         messages = tuple(Message(m["role"], m["content"]) for m in row["prompt"])
         prompt = Prompt(messages, row["kind"], row["meta"])
-        parts[row["part"]].append(Pair(prompt, row["chosen"], row["rejected"]))
+        parts[row["part"]].append(Pair(prompt, row["chosen"], row["rejected"], row.get("labels", {})))
     return PairSources(**parts)
 
 
@@ -80,4 +83,4 @@ def _row(part: str, pair: Pair) -> dict:
         "meta": dict(pair.prompt.meta),
         "chosen": pair.chosen,
         "rejected": pair.rejected,
-    }
+    } | ({"labels": dict(pair.meta)} if pair.meta else {})

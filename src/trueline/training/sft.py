@@ -13,6 +13,7 @@ from trueline.algorithms.masking import masked_sum
 from trueline.algorithms.sft import sft_loss
 from trueline.config import Section
 from trueline.data.batches import TokenBatch, Tokenized, collate, micro_batches
+from trueline.data.safety import safe_sides
 from trueline.errors import InputError
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import response_logprobs
@@ -22,6 +23,7 @@ from trueline.training.pairs import read_pairs
 from trueline.training.policies import save_policy, start_policy
 from trueline.training.stage import Stage, batch_on
 from trueline.training.step import Schedule, learning_rate_at, make_optimizer, optimize
+from trueline.types import Pair
 
 __all__ = ["SEARCH", "Config", "epoch_rows", "train"]
 
@@ -40,7 +42,7 @@ class Config(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 is off")
     weight_decay: float = Field(0.0, ge=0, description="AdamW's decoupled weight decay")
     prompt_loss: bool = Field(False, description="learn the prompt's tokens too (a model that starts from nothing)")
-    on: Literal["demonstrations", "chosen", "sides"] = Field("demonstrations", description="what is imitated")
+    on: Literal["demonstrations", "chosen", "sides", "safe"] = Field("demonstrations", description="what is imitated")
 
 
 def objective(config: Config) -> str:
@@ -49,6 +51,7 @@ def objective(config: Config) -> str:
         "demonstrations": "demonstrations",
         "chosen": "the chosen sides of the pairs",
         "sides": "both sides of the pairs",
+        "safe": "the sides of the pairs that are flagged safe",
     }[config.on]
     return (
         f"SFT: minimise -log pi(response | prompt){' and -log pi(prompt)' if config.prompt_loss else ''}, "
@@ -58,7 +61,7 @@ def objective(config: Config) -> str:
 
 
 def train(config: Config, stage: Stage) -> None:
-    """Train and save `model/`. Needs `inputs["sft"]` and `inputs["pairs"]` for on=chosen; starts fresh otherwise."""
+    """Train and save `model/`. Fresh on demonstrations; otherwise it needs `inputs["sft"]` and `inputs["pairs"]`."""
     # 1. Data: ids once, for all epochs.
     rows = _rows(config, stage)
     if not rows:
@@ -101,8 +104,23 @@ def _rows(config: Config, stage: Stage) -> Sequence[tuple]:
     pairs = read_pairs(stage.inputs["pairs"]).training
     if config.on == "chosen":
         return [(p.prompt, p.chosen) for p in pairs]
+    if config.on == "safe":
+        return _safe_rows(pairs)
     kept = pairs[: len(pairs) - len(pairs) // 10]  # the last tenth calibrates what counts as unlikely
     return [(p.prompt, side) for p in kept for side in (p.chosen, p.rejected)]
+
+
+def _safe_rows(pairs: Sequence[Pair]) -> Sequence[tuple]:
+    """The responses that annotators flagged safe, either side: "SFT (Safe)" of arXiv 2404.10719, section 4.3."""
+    rows = [(p.prompt, getattr(p, side)) for p in pairs for side in safe_sides(p)]
+    if not rows:
+        raise InputError(
+            "no side of any pair is flagged safe",
+            where="pairs",
+            field="sft.on",
+            remedy="use pairs with safety flags (safe-dialogue, safe-rlhf), or sft.on=chosen",
+        )
+    return rows
 
 
 def _step(config: Config, stage: Stage, policy: Decoder, optimizer, items: list[Tokenized], learning_rate: float):
