@@ -169,6 +169,39 @@ _add_stage("simpo", "Reference-free, on log-probs per token, with a target margi
 _add_stage("kto", "Each side by itself: desirable or not, against a reference point.")
 
 
+def _split(items: list[str] | None) -> tuple[list[str], list[str]]:
+    """Names (designs, keys) apart from settings."""
+    return [i for i in items or [] if "=" not in i], [i for i in items or [] if "=" in i]
+
+
+@app.command()
+def ablate(
+    target: Target,
+    items: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DESIGN|KEY|KEY=VALUE]...",
+            help="ladder, batch, norm, reference, value, dpo, beta, sync, feedback; keys (ppo.value_norm); settings",
+        ),
+    ] = None,
+    out: Out = None,
+    quick: Quick = False,
+    seeds: Seeds = "",
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Switch off one key at a time, add them one by one, or any key that you name: what each did, with intervals."""
+    asked, settings = _split(items)
+    name, sections, task = _load(target, settings, quick, seeds)
+    from trueline.commands.ablate import ablate as run
+
+    directory = out or Path("runs") / f"{name}-ablate{'-quick' if quick else ''}"
+    shown = Console(stderr=True, highlight=False) if as_json else console
+    record = run(asked, task, sections, directory, _command(), shown)
+    if as_json:
+        print(json.dumps(record))
+
+
 @app.command()
 def train(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="of a study")],

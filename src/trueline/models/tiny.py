@@ -7,6 +7,7 @@ import math
 import torch
 from torch import nn
 
+from trueline.errors import InputError
 from trueline.models.decoder import Decoder, DecoderConfig
 
 __all__ = ["SIZES", "initialize", "make_decoder", "sized"]
@@ -21,9 +22,18 @@ SIZES = {
 }
 
 
-def sized(size: str, *, vocab_size: int, max_positions: int, pad_id: int, end_id: int) -> DecoderConfig:
-    """The shape of a named size."""
+def sized(size: str, *, vocab_size: int, max_positions: int, pad_id: int, end_id: int, width: int = 0) -> DecoderConfig:
+    """The shape of a named size; with a `width` of its own the same layers and heads, as much wider or narrower."""
     hidden, intermediate, layers, heads, kv_heads = SIZES[size]
+    if width:
+        hidden, intermediate = width, width * intermediate // hidden
+        if width % (2 * heads):
+            raise InputError(
+                f"{width} is no multiple of {2 * heads}, twice the heads of size {size}",
+                where="settings",
+                field="model.width",
+                remedy="give one that is",
+            )
     return DecoderConfig(
         vocab_size=vocab_size,
         hidden_size=hidden,

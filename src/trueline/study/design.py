@@ -10,9 +10,11 @@ from trueline.study.settings import Study
 from trueline.types import Arm
 
 __all__ = [
+    "Builder",
     "Design",
     "Node",
     "Variant",
+    "before_pairs",
     "nodes_of_checkpoints",
     "nodes_of_stage",
     "nodes_of_study",
@@ -44,7 +46,8 @@ class Node:
 
     `share` is the part of the FLOP cap that the node may spend; `charged` names the inputs whose cost comes off that
     cap first. A node whose `twin` (the same with a larger share) ended within this node's share is that same run.
-    `arm` is what the cell is called: the arm or stage, `select:ARM` or `evaluate:ARM` where it is measured.
+    `arm` is what the cell is called: the arm or stage, `select:ARM` or `evaluate:ARM` where it is measured. `sections`
+    are settings of the run that hold otherwise for this node (`verifier`, `train`).
     """
 
     key: str
@@ -59,6 +62,7 @@ class Node:
     share: float = 0.0
     charged: tuple[str, ...] = ()
     twin: str = ""
+    sections: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def measures(self) -> str:
@@ -125,7 +129,7 @@ def nodes_of_study(design: Design) -> list[Node]:
     """All nodes of a study, each after the nodes it needs."""
     study: Study = design.sections["study"]
     worlds = variants(study, design.sections["world"])
-    builders = (_Builder(design, variant, worlds[0], seed) for seed in study.seeds for variant in worlds)
+    builders = (Builder(design, variant, worlds[0], seed) for seed in study.seeds for variant in worlds)
     return _distinct(node for builder in builders for node in builder.all())
 
 
@@ -139,7 +143,7 @@ def nodes_of_trials(design: Design, trials: Mapping[str, Sequence[Mapping[str, A
         for arm, drawn in trials.items():
             for number, values in enumerate(drawn):
                 changed = design.replaced({design.arms[arm].section: values})
-                nodes += _Builder(changed, primary, primary, seed, tag=f"#{number}").trial(arm)
+                nodes += Builder(changed, primary, primary, seed, tag=f"#{number}").trial(arm)
     return _distinct(nodes)
 
 
@@ -150,7 +154,7 @@ def nodes_of_checkpoints(design: Design, given: Mapping[str, Sequence[str]], sha
     count = max(map(len, given.values()))
     nodes = []
     for seed in range(count):
-        builder = _Builder(design, primary, primary, seed)
+        builder = Builder(design, primary, primary, seed)
         sft = given["sft"][min(seed, len(given["sft"]) - 1)]
         for arm, keys in given.items():
             nodes += builder.checkpoint(arm, {**shared, "sft": sft, "arm": keys[min(seed, len(keys) - 1)]})
@@ -166,7 +170,7 @@ def trial_key(design: Design, arm: str, number: int, seed: int) -> str:
 def nodes_of_stage(design: Design, stage: str, seed: int) -> list[Node]:
     """The stage or arm of that name at one seed, after the stages before it."""
     variant = variants(design.sections["study"], design.sections["world"])[0]
-    builder = _Builder(design, variant, variant, seed)
+    builder = Builder(design, variant, variant, seed)
     wanted = {node.key: node for node in builder.stages(arm for arm, made in design.arms.items() if made.page)}
     target = next(node for node in wanted.values() if node.arm == stage)
     keep: list[str] = []
@@ -181,6 +185,14 @@ def nodes_of_stage(design: Design, stage: str, seed: int) -> list[Node]:
     return [wanted[key] for key in keep]
 
 
+def before_pairs(world: Any) -> Any:
+    """The world with the dials that move pairs alone at rest: what SFT learns from does not depend on them."""
+    fields = type(world).model_fields if hasattr(world, "model_copy") else {}
+    moves = {n: f for n, f in fields.items() if (f.json_schema_extra or {}).get("moves") == "pairs"}
+    rest = {name: f.get_default(call_default_factory=True) for name, f in moves.items()}
+    return world.model_copy(update=rest) if rest else world
+
+
 def _distinct(nodes: Iterable[Node]) -> list[Node]:
     """The first of each key, in order."""
     found: dict[str, Node] = {}
@@ -189,15 +201,24 @@ def _distinct(nodes: Iterable[Node]) -> list[Node]:
     return list(found.values())
 
 
-class _Builder:
-    """The nodes of one seed in one variant. What is tried out while tuning carries a `tag` in its key."""
+class Builder:
+    """The nodes of one seed in one variant. What is tried out while tuning carries a `tag` in its key.
+
+    `origin` is the original SFT; `sft` is what arms start from and are held to: the same, unless `based_on` says
+    otherwise.
+    """
 
     def __init__(self, design: Design, variant: Variant, primary: Variant, seed: int, tag: str = ""):
         self.design, self.sections = design, design.sections
         self.variant, self.primary, self.seed, self.tag = variant, primary, seed, tag
         # SFT does not see the pairs, and no judge sees the learners' part of them: the variants share these nodes.
-        self.sft = f"sft/{seed}"
+        self.origin = self.sft = f"sft/{seed}"
         self.pairs, self.reward = self._key("pairs"), self._key("reward")
+
+    def based_on(self, arm: str) -> None:
+        """From here on arms start from that arm's last policy, and take it for their SFT; pairs and reward model stay
+        the original's, and so does the KL that is reported."""
+        self.sft = self._arm_key(arm)
 
     def _key(self, name: str) -> str:
         return f"{name}/{self.variant.name}/{self.seed}"
@@ -210,32 +231,34 @@ class _Builder:
 
     def all(self) -> Iterable[Node]:
         """Stages, arms, and the measuring of each arm."""
-        yield from self.stages(self.variant.arms, reward=self._needs_reward(self.variant.arms))
+        reward = self.needs_reward(self.variant.arms)
+        yield from self.stages(self.variant.arms, reward=reward, probe=self.sections["study"].probe)
         for arm in ("sft", *(arm for arm in self.variant.arms if arm != "sft")):
-            yield self._selection(arm)
-            yield self._evaluation(arm)
+            yield from self.measured(arm)
 
     def trial(self, arm: str) -> Iterable[Node]:
         """One arm with the selection of its checkpoints, after the stages it needs."""
-        yield from self.stages((arm,), reward=self._needs_reward((arm,)))
-        yield self._selection("sft")
-        yield self._selection(arm)
+        yield from self.stages((arm,), reward=self.needs_reward((arm,)))
+        yield self.selection("sft")
+        yield self.selection(arm)
 
-    def stages(self, arms: Iterable[str], *, reward: bool = True) -> Iterable[Node]:
-        """Stages and arms, nothing measured."""
+    def stages(self, arms: Iterable[str], *, reward: bool = True, probe: bool = False) -> Iterable[Node]:
+        """Stages and arms, nothing measured but, with `probe`, what there is before the arms."""
         sections = self.sections
-        yield self._node(self.sft, "sft", "sft", sections["sft"], {}, world=self.primary.world)
+        yield self._node(self.origin, "sft", "sft", sections["sft"], {}, world=before_pairs(self.primary.world))
         yield self._pairs(self.primary)
         yield self._pairs(self.variant)
-        both = {"sft": self.sft, "pairs": self.pairs}
+        both = {"sft": self.origin, "pairs": self.pairs}
         if reward:
             yield self._node(self.reward, "reward", "reward", sections["reward"], both)
+        if probe:
+            yield from self._probe(both, reward=reward)
         if self.design.learned_gold:
-            yield from self._judges({"sft": self.sft, "pairs": self._primary_key("pairs")})
+            yield from self._judges({"sft": self.origin, "pairs": self._primary_key("pairs")})
         if not self.design.signatures:
             yield self._density(both)
         for arm in arms:
-            yield from self._arm(arm)
+            yield from self.arm(arm)
 
     def _pairs(self, variant: Variant, *, share: float = 1.0) -> Node:
         """The comparisons of a variant. Where executions are what an arm may spend, they are made with that share of
@@ -246,7 +269,19 @@ class _Builder:
             world = world.model_copy(update={"pairs": max(1, int(affordable))})
         elif share != 1.0 and world.pairs:
             world = world.model_copy(update={"pairs": max(1, int(share * world.pairs))})
-        return self._node(f"{name}/{variant.name}/{self.seed}", "pairs", name, None, {"sft": self.sft}, world=world)
+        return self._node(f"{name}/{variant.name}/{self.seed}", "pairs", name, None, {"sft": self.origin}, world=world)
+
+    def _probe(self, inputs: Mapping[str, str], *, reward: bool) -> Iterable[Node]:
+        """What is measured before an arm is trained, and the further reward models that it takes."""
+        config, own = self.sections["probe"], self.sections["reward"]
+        measured = dict(inputs) | ({"reward": self.reward} if reward else {})
+        for number in range(1, config.members + 1 if reward else 1):
+            name = f"member-{number}"
+            other = own.model_copy(update={"member": own.member + number})
+            member = self._node(self._key(f"reward-{name}"), "reward", f"reward-{name}", other, inputs)
+            yield member
+            measured[name] = member.key
+        yield self._node(self._key("probe"), "probe", "probe", config, measured)
 
     def _density(self, inputs: Mapping[str, str]) -> Node:
         """A model fitted to both sides of the pairs, on which "outside the pairs" is measured."""
@@ -261,7 +296,8 @@ class _Builder:
             key = self._primary_key(f"judge-{part}")
             yield self._node(key, "judge", f"judge-{part}", config, inputs, world=self.primary.world)
 
-    def _arm(self, name: str) -> Iterable[Node]:
+    def arm(self, name: str) -> Iterable[Node]:
+        """The nodes that train an arm, without the stages before it."""
         arm = self.design.arms[name]
         if not arm.page:
             return
@@ -282,8 +318,8 @@ class _Builder:
         half = self._node(self._key(_HALF), "dpo", _HALF, self.sections["dpo"], sides, share=0.5, twin=twin)
         yield half
         # PPO starts from the checkpoint that the selection judge picks, as a DPO model would be chosen by itself.
-        pick = self._selection(_HALF, twin=self._key("select-dpo") if twin else "")
-        yield from (self._selection("sft"), pick)
+        pick = self.selection(_HALF, twin=self._key("select-dpo") if twin else "")
+        yield from (self.selection("sft"), pick)
         inputs = {"sft": self.sft, "start": half.key, "start_pick": pick.key} | self._learns_from(arm)
         key, charged = self._arm_key(arm.name), ("reward",) if "reward" in inputs else ()
         yield self._node(key, arm.page, arm.name, self._fed(arm), inputs, share=0.5, charged=charged)
@@ -326,7 +362,7 @@ class _Builder:
         config = self._fed(arm)
         return config.feedback != "verifier" or getattr(config, "critic_from", "") == "reward"
 
-    def _needs_reward(self, arms: Iterable[str]) -> bool:
+    def needs_reward(self, arms: Iterable[str]) -> bool:
         """Whether a reward model is trained: as the proxy of every arm, or because one of these arms uses it."""
         if self.sections["study"].feedback != "verifier":
             return True
@@ -336,8 +372,10 @@ class _Builder:
         """What is needed to measure an arm."""
         trained = arm == _HALF or self.design.arms[arm].page
         tagged = self._key(_HALF) if arm == _HALF else self._arm_key(arm)
-        inputs = {"arm": tagged if trained else self.sft, "sft": self.sft, "pairs": self.pairs}
-        if self._needs_reward((arm,) if arm in self.design.arms else ()):
+        inputs = {"arm": tagged if trained else self.origin, "sft": self.origin, "pairs": self.pairs}
+        if self.sft not in (self.origin, tagged) and arm != "sft":
+            inputs["start"] = self.sft
+        if self.needs_reward((arm,) if arm in self.design.arms else ()):
             inputs["reward"] = self.reward
         if not self.design.signatures:
             inputs["density"] = self._key("density")
@@ -364,7 +402,13 @@ class _Builder:
         more = {"picked": pick} | ({} if arm == "sft" else {"baseline": self._key("evaluate-sft")})
         yield self._node(found, "evaluate", f"evaluate:{arm}", self.sections["evaluate"], inputs | more, method=arm)
 
-    def _selection(self, arm: str, *, twin: str = "") -> Node:
+    def measured(self, arm: str) -> Iterable[Node]:
+        """What measures an arm: its checkpoints on the selection prompts, then the picked ones on the test prompts."""
+        yield self.selection(arm)
+        yield self._evaluation(arm)
+
+    def selection(self, arm: str, *, twin: str = "") -> Node:
+        """What measures the checkpoints of an arm on the selection prompts."""
         inputs, config = self._measured(arm), self.sections["select"]
         if self.design.learned_gold:
             inputs["selection"] = self._primary_key("judge-selection")
@@ -390,6 +434,13 @@ class _Builder:
             names += ("start",)
         key, config = self._key(f"evaluate-{arm}"), self.sections["evaluate"]
         return self._node(key, "evaluate", f"evaluate:{arm}", config, inputs, method=arm, charged=names)
+
+    def _own_sections(self, config: Any) -> dict[str, Any]:
+        """The run's settings as they hold for this node. How a verdict is paid matters to learners alone."""
+        own = {name: self.sections[name] for name in ("verifier", "train") if name in self.sections}
+        if "verifier" in own and not hasattr(config, "feedback"):
+            own["verifier"] = own["verifier"].model_copy(update={"reward": "pass"})
+        return own
 
     def _node(
         self,
@@ -419,4 +470,5 @@ class _Builder:
             share,
             charged,
             twin,
+            self._own_sections(config),
         )

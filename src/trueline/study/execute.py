@@ -22,6 +22,7 @@ from trueline.errors import InputError, RunError
 from trueline.models.decoder import DecoderConfig, Precision
 from trueline.models.precision import choose_precision
 from trueline.runs.cell import Cell, read_json, write_json
+from trueline.runs.store import neighbours, take_over
 from trueline.study.design import Node
 from trueline.tasks.execution import share_verdicts
 from trueline.tasks.registry import make_task
@@ -31,7 +32,7 @@ from trueline.training.stage import Limits, Progress, Stage
 
 __all__ = ["Executor", "prepare_base"]
 
-_BASE_VERSION = 1
+_BASE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def prepare_base(directory: Path, task: Task, sections: Mapping[str, Any]) -> Pa
     described = {
         "version": _BASE_VERSION,
         "task": task.name,
-        "described": task.describe(),
+        "texts": "" if source else digest(task.texts()),  # what a tokenizer would be trained on
         "model": model.model_dump(mode="json"),
     }
     folder = directory / "cells" / f"base-{digest(described)}"
@@ -82,6 +83,7 @@ def prepare_base(directory: Path, task: Task, sections: Mapping[str, Any]) -> Pa
             max_positions=model.max_prompt_tokens + model.max_new_tokens,
             pad_id=tokenizer.pad_id,
             end_id=tokenizer.end_id,
+            width=model.width,
         )
     if task.strict_prompts:
         _check_prompts(task, tokenizer, model.max_prompt_tokens)
@@ -116,6 +118,7 @@ class Executor:
     ):
         self.directory, self.task, self.sections, self.report = directory, task, sections, report
         self.base = prepare_base(directory, task, sections)
+        self.stores = neighbours(directory)
         self.cells: dict[str, Path] = {}
         self.named: str | None = None
         self.share_of_steps = 1.0
@@ -138,14 +141,18 @@ class Executor:
             "base": self.base.name,
             "max_prompt_tokens": model.max_prompt_tokens,
             "max_new_tokens": model.max_new_tokens,
-            "snapshots": self.sections["train"].snapshots,
+            "snapshots": node.sections.get("train", self.sections["train"]).snapshots,
             "budget": budget,
             "budget_rule": self.sections["study"].budget_rule if budget else None,
             "max_steps": max_steps,
             "inputs": dict(inputs),
             "charged": list(node.charged),
             "precision": self.precision,
-        } | ({"verifier": self.sections["verifier"].model_dump(mode="json")} if self.task.verified else {})
+        } | (
+            {"verifier": node.sections.get("verifier", self.sections["verifier"]).model_dump(mode="json")}
+            if self.task.verified
+            else {}
+        )
 
     def workers(self) -> int:
         """Cells at a time: one per core, one on a GPU."""
@@ -239,13 +246,13 @@ class Executor:
             identity["stop_share"] = stop_share
         cell = self.directory / "cells" / digest(identity)
         self.cells[node.key] = cell
-        if self._finished(cell):
+        if self._finished(cell) or take_over(cell, self.stores):
             self.report(node.key, Progress(str(cell), node.page, 1, 1, note="done"))
             return None
         sections = {
             name: self.sections[name] for name in ("data", "model", "train", "verifier") if name in self.sections
         }
-        sections |= {"world": node.world, "budget_rule": self.sections["study"].budget_rule}
+        sections |= dict(node.sections) | {"world": node.world, "budget_rule": self.sections["study"].budget_rule}
         return Job(
             node,
             str(cell),

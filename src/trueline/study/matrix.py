@@ -14,7 +14,7 @@ import numpy as np
 from trueline.errors import InputError
 from trueline.study.statistics import Array, sample_means
 
-__all__ = ["ArmRuns", "Cell", "Checkpoint", "Manifest", "Study", "Variant", "load", "paired"]
+__all__ = ["ArmRuns", "Cell", "Checkpoint", "Manifest", "Study", "Variant", "load", "paired", "read_cell"]
 
 SCHEMA = 1
 STAGE = "stage:"  # index rows of stages (SFT, pairs, reward model) are not arms
@@ -246,12 +246,13 @@ def _variant(directory: Path, manifest: Manifest, spec: Mapping[str, Any], addre
         if missing:
             reason = f"no cell for arm {arm!r} and seeds {missing} in variant {spec['name']!r}"
             raise InputError(reason, where=str(directory / "index.json"), field="cells", remedy=REMEDY)
-        cells = (_cell(directory / "cells", arm, s, addresses[(spec["name"], arm, s)]) for s in manifest.seeds)
+        cells = (read_cell(directory / "cells", arm, s, addresses[(spec["name"], arm, s)]) for s in manifest.seeds)
         arms[arm] = ArmRuns(arm, tuple(cells))
     return Variant(spec["name"], spec.get("label", spec["name"]), bool(spec.get("primary")), arms)
 
 
-def _cell(cells: Path, arm: str, seed: int, address: str) -> Cell:
+def read_cell(cells: Path, arm: str, seed: int, address: str) -> Cell:
+    """The evaluated cell at an address, called `arm`. InputError where a file is missing or of another schema."""
     folder = cells / address
     evaluation, cost = _json(folder / "evaluation.json"), _json(folder / "cost.json")
     try:

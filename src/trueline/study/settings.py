@@ -42,6 +42,7 @@ class Model(Section):
 
     path: str = Field("", description="a Hugging Face folder to start SFT from")
     size: Literal["tiny", "mini", "small", "medium"] = Field("tiny", description="of the embedded model")
+    width: int = Field(0, ge=0, multiple_of=8, description="of the hidden states; 0: as the size has it")
     vocab_size: int = Field(768, ge=261, description="of the tokenizer that is trained for the embedded model")
     max_prompt_tokens: int = Field(24, ge=1, description="longer prompts lose their oldest part")
     max_new_tokens: int = Field(40, ge=1, description="longest response")
@@ -77,6 +78,7 @@ class Study(Section):
     no_shift: bool = Field(True, description="add the rows without distribution shift (worlds that have the dial)")
     coverage_rows: bool = Field(True, description="add the rows with pairs of one subset alone (files that have two)")
     people_rows: bool = Field(True, description="add the rows with pairs of people's programs (code tasks)")
+    probe: bool = Field(True, description="before training, measure what could go wrong (probe.*)")
     margin: float = Field(0.1, gt=0, description="differences below this are none: standard deviations of SFT's gold")
     margin_pass: float = Field(0.02, gt=0, description="the same on code tasks: a share of problems solved")
 

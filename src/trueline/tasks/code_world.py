@@ -27,6 +27,7 @@ from trueline.errors import InputError
 from trueline.seeds import generator
 from trueline.tasks import code_grammar as grammar
 from trueline.tasks.code_grammar import FAMILIES, KINDS, OPERATIONS, REDUCERS, Operation, Program, Reducer, Step
+from trueline.tasks.task import OF_PAIRS
 from trueline.types import CallTest, Demonstration, Pair, Prompt
 
 __all__ = ["ENTRY", "SPLITS", "TIERS", "CodeWorld", "Dials", "Specification"]
@@ -58,14 +59,26 @@ class Dials(Section):
     seed: int = Field(0, ge=0, description="fixes specifications, tests and splits; not varied between study seeds")
     demonstrations: int = Field(8000, ge=1, description="how many demonstrations SFT sees")
     pairs_from: Literal["samples", "people"] = Field(
-        "samples", description="samples: of this SFT model, judged by running them; people: right against wrong ones"
+        "samples",
+        description="samples: of this SFT model, judged by running them; people: right against wrong ones",
+        json_schema_extra=OF_PAIRS,
     )
-    pairs: int = Field(800, ge=1, description="prompts that are sampled; of pairs_from=people: pairs")
-    samples_per_prompt: int = Field(5, ge=2, description="samples of each of these prompts, all of them run")
-    fallback: bool = Field(True, description="where no sample passes, the reference solution is the chosen side")
+    pairs: int = Field(
+        800, ge=1, description="prompts that are sampled; of pairs_from=people: pairs", json_schema_extra=OF_PAIRS
+    )
+    samples_per_prompt: int = Field(
+        5, ge=2, description="samples of each of these prompts, all of them run", json_schema_extra=OF_PAIRS
+    )
+    fallback: bool = Field(
+        True,
+        description="where no sample passes, the reference solution is the chosen side",
+        json_schema_extra=OF_PAIRS,
+    )
     slip: float = Field(0.6, ge=0, le=1, description="share of a slipping kind's demonstrations that carry its slip")
     fault: float = Field(0.12, ge=0, le=1, description="chance of any other fault in a demonstration's line")
-    shift: float = Field(0.0, ge=0, le=1, description="of pairs_from=people: share in the foreign style")
+    shift: float = Field(
+        0.0, ge=0, le=1, description="of pairs_from=people: share in the foreign style", json_schema_extra=OF_PAIRS
+    )
     hard: float = Field(0.0, ge=0, le=1, description="share of demonstrations of the hard tier; 0: none is learnt from")
 
 

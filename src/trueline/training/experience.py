@@ -76,6 +76,7 @@ def collect(
     samples_per_prompt: int,
     reward_scale: float,
     reward_clip: float,
+    reward_shift: float = 0.0,
 ) -> Experience:
     """Sample `samples_per_prompt` responses to each of the next `prompts` prompts and score them.
 
@@ -92,9 +93,9 @@ def collect(
     rollout = stage.engine(policy).generate(ids, draws, max_new_tokens=limit, sampling=stage.sampling)
     stage.meter.sample(policy.parameter_count, sum(map(len, ids)), rollout.sampled_tokens)
     stage.meter.prompts += prompts
-    # 2. Score: raw, then scaled and clipped, and only where the response ended by itself and was judged.
+    # 2. Score: raw, then shifted, scaled and clipped, and only where the response ended by itself and was judged.
     raw = score(asked, rollout)
-    scaled = raw * reward_scale
+    scaled = (raw + reward_shift) * reward_scale
     scored = rollout.ended & raw.isfinite()
     scores = torch.where(scored, scaled.clamp(-reward_clip, reward_clip), 0.0)
     # 3. Re-score under the policy as the trainer sees it, and under the reference.

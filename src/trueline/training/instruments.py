@@ -36,6 +36,7 @@ __all__ = [
     "points_of",
     "rendered",
     "sampler_of",
+    "token_nll",
     "training_pairs",
 ]
 
@@ -202,16 +203,18 @@ def outside_of(stage: Stage) -> Outside:
         batch_on(collate([held_out[i] for i in g], stage.tokenizer.pad_id), stage)
         for g in micro_batches([len(h) for h in held_out], 2 * stage.limits.micro_tokens)
     ]
-    limit = float(np.quantile(np.concatenate([_nll(stage, density, b.tokens, b.response_mask) for b in batches]), 0.99))
+    limit = float(
+        np.quantile(np.concatenate([token_nll(stage, density, b.tokens, b.response_mask) for b in batches]), 0.99)
+    )
 
     def outside(prompts: Sequence[Prompt], texts: Sequence[str], rollout) -> list[bool]:
-        return (_nll(stage, density, rollout.tokens, rollout.response_mask) > limit).tolist()
+        return (token_nll(stage, density, rollout.tokens, rollout.response_mask) > limit).tolist()
 
     return outside
 
 
 @torch.no_grad()
-def _nll(stage: Stage, model: Decoder, tokens, mask) -> np.ndarray:
+def token_nll(stage: Stage, model: Decoder, tokens, mask) -> np.ndarray:
     """Mean negative log-likelihood per response token of each row, as far as the model's context reaches."""
     room = model.config.max_positions
     tokens, mask = tokens[:, :room], mask[:, :room]

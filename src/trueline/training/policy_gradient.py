@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trueline.algorithms.masking import masked_sum
 from trueline.algorithms.ppo import approx_kl, clip_fraction, clipped_policy_loss
@@ -22,7 +22,7 @@ from trueline.training.experience import Experience
 from trueline.training.stage import Stage
 from trueline.training.step import optimize
 
-__all__ = ["UpdateSettings", "groups_of", "mean_metrics", "minibatches", "update_policy"]
+__all__ = ["Also", "UpdateSettings", "groups_of", "mean_metrics", "minibatches", "update_policy"]
 
 
 _RATIO_GATE = {"fp32": 1e-6, "bf16": 1e-2}
@@ -37,6 +37,16 @@ class UpdateSettings:
     ratio_stop: float
     max_grad_norm: float
     learning_rate: float
+
+
+@dataclass(frozen=True)
+class Also:
+    """A loss that is part of the same step: of a head on the policy's own trunk. `loss_of` takes the rows of a group;
+    `booked` runs when the step was taken, for the meter."""
+
+    module: nn.Module
+    loss_of: Callable[[Tensor], Tensor]
+    booked: Callable[[], None]
 
 
 def minibatches(stage: Stage, iteration: int, epoch: int, rows: int, count: int) -> list[Tensor]:
@@ -64,11 +74,12 @@ def update_policy(
     *,
     first: bool,
     after: Callable[[], None] = lambda: None,
+    also: Also | None = None,
 ) -> dict[str, float]:
     """One optimiser step on the minibatch `rows`; `advantages` [B, T]. `after` runs when the step was applied.
 
     The minibatch's mean ratio is watched: over `ratio_stop` the step is not applied. At the first minibatch of a batch
-    the ratio must be 1 within 1e-6, 1e-2 in bf16 (NumericsError): nothing has been updated yet.
+    the ratio must be 1 within 1e-6, 1e-2 in bf16 (NumericsError): nothing has been updated yet. `also` is in the step.
     """
     rollout = exp.rollout
     count = int(rollout.response_mask[rows].sum())
@@ -95,7 +106,7 @@ def update_policy(
             bonus = masked_sum(entropies, mask) / count
             sums["policy/entropy"] += float(bonus.detach())
             loss = loss - settings.entropy_coef * bonus
-        return loss
+        return loss if also is None else loss + also.loss_of(group)
 
     def accept() -> bool:
         if first and abs(sums["policy/ratio"] - 1.0) > _RATIO_GATE[policy.trunk.precision]:
@@ -106,7 +117,7 @@ def update_policy(
         return sums["policy/ratio"] <= settings.ratio_stop
 
     result = optimize(
-        policy,
+        policy if also is None else nn.ModuleList([policy, also.module]),
         optimizer,
         groups_of(stage, exp, rows),
         loss_of,
@@ -116,6 +127,8 @@ def update_policy(
         accept=accept,
     )
     stage.meter.train(policy.parameter_count, int(rollout.lengths[rows].sum()))
+    if also is not None:
+        also.booked()
     stopped = sums["policy/ratio"] > settings.ratio_stop
     if not stopped:
         after()

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from trueline.algorithms.advantages import gae, shape_rewards
 from trueline.algorithms.averaging import RunningMoments, ema_update_
@@ -30,7 +30,7 @@ from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.training.experience import Experience, collect, kl_metrics, over_rows
 from trueline.training.feedback import Feedback, reward_source
 from trueline.training.policies import load_policy, load_reward_model, load_start, save_critic, save_policy
-from trueline.training.policy_gradient import UpdateSettings, groups_of, mean_metrics, minibatches, update_policy
+from trueline.training.policy_gradient import Also, UpdateSettings, groups_of, mean_metrics, minibatches, update_policy
 from trueline.training.stage import Stage
 from trueline.training.step import learning_rate_at, make_optimizer, optimize
 
@@ -54,6 +54,12 @@ class Config(Section):
     warmup_steps: int = Field(0, ge=0, description="batches of linear learning-rate warm-up")
     critic_warmup: int = Field(1, ge=0, description="first batches on which the critic alone is trained")
     critic_from: Literal["reward", "policy"] = Field("reward", description="what the critic starts from")
+    critic_trunk: Literal["separate", "shared"] = Field(
+        "separate",
+        description="shared: the critic is a head on the policy's own trunk, both losses in one step",
+        json_schema_extra={"off": "shared"},
+    )
+    value_coef: float = Field(1.0, ge=0, description="weight of the value loss where the trunk is shared")
     kl_coef: float = Field(
         0.1,
         ge=0,
@@ -76,7 +82,10 @@ class Config(Section):
     clip_range: float = Field(0.2, gt=0, description="of the ratio")
     value_clip: float = Field(0.2, ge=0, description="of the value's move; 0 is off", json_schema_extra={"off": 0.0})
     gamma: float = Field(1.0, gt=0, le=1, description="discount")
-    gae_lambda: float = Field(1.0, ge=0, le=1, description="of generalised advantage estimation")
+    gae_lambda: float = Field(
+        1.0, ge=0, le=1, description="of generalised advantage estimation", json_schema_extra={"off": 0.95}
+    )
+    reward_shift: float = Field(0.0, description="added to every score before it is scaled and clipped")
     reward_scale: float = Field(1.0, gt=0, description="multiplies the standardised score")
     reward_clip: float = Field(20.0, gt=0, description="scores are clipped to plus and minus this")
     entropy_coef: float = Field(0.0, ge=0, description="weight of an entropy bonus")
@@ -120,7 +129,10 @@ def train(config: Config, stage: Stage) -> None:
     critic = _critic(config, stage, policy)
     # 2. Everything that changes while training, registered.
     optimizer = make_optimizer(policy, config.learning_rate)
-    critic_optimizer = make_optimizer(critic, config.critic_learning_rate)
+    if config.critic_trunk == "shared":
+        optimizer = critic_optimizer = make_optimizer(nn.ModuleList([policy, critic]), config.learning_rate)
+    else:
+        critic_optimizer = make_optimizer(critic, config.critic_learning_rate)
     moments = RunningMoments()
     controller = FixedKL(config.kl_coef)
     if config.kl_target:
@@ -150,6 +162,7 @@ def train(config: Config, stage: Stage) -> None:
             samples_per_prompt=config.samples_per_prompt,
             reward_scale=config.reward_scale,
             reward_clip=config.reward_clip,
+            reward_shift=config.reward_shift,
         )
         metrics = kl_metrics(stage, policy, sft, moves, exp)
         if step == 0 and same:
@@ -180,7 +193,12 @@ def train(config: Config, stage: Stage) -> None:
 
 
 def _critic(config: Config, stage: Stage, policy: Decoder) -> ScalarModel:
-    """A critic of its own. From the reward model it keeps the head, moved to the standardised scale of the scores."""
+    """A critic of its own, or a head on the policy's trunk. From the reward model it keeps the head, moved to the
+    standardised scale of the scores."""
+    if config.critic_trunk == "shared":
+        critic = ScalarModel(policy.config, bias=True)
+        critic.trunk = policy.trunk
+        return stage.placed(critic)
     if config.critic_from == "policy":
         return stage.placed(scalar_from(policy, bias=True))
     source, calibration = load_reward_model(stage)
@@ -274,7 +292,9 @@ def _update(
         config.max_grad_norm,
         learning_rate_at(step, peak=config.learning_rate, **schedule),
     )
-    critic_rate = learning_rate_at(step, peak=config.critic_learning_rate, **schedule)
+    shared = config.critic_trunk == "shared"
+    critic_peak = config.learning_rate if shared else config.critic_learning_rate
+    critic_rate = learning_rate_at(step, peak=critic_peak, **schedule)
 
     def follow() -> None:
         if config.ema_eta:
@@ -283,14 +303,21 @@ def _update(
     policy_rows, critic_rows = [], []
     for epoch in range(config.epochs):
         for number, rows in enumerate(minibatches(stage, step, epoch, len(exp.rollout), config.minibatches)):
-            if step >= config.critic_warmup:
+            value = _ValueLoss(config, critic, exp, returns, values, rows)
+            warm = step >= config.critic_warmup
+            if warm:
                 first = epoch == 0 and number == 0
+                also = Also(critic.score, value.weighted, lambda rows=rows: _meter(stage, critic, exp, rows))
                 policy_rows.append(
-                    update_policy(stage, policy, optimizer, exp, advantages, rows, settings, first=first, after=follow)
-                )
-            critic_rows.append(
-                _update_critic(config, stage, critic, critic_optimizer, exp, returns, values, rows, critic_rate)
-            )
+                    update_policy(
+                        stage, policy, optimizer, exp, advantages, rows, settings,
+                        first=first, after=follow, also=also if shared else None,
+                    )
+                )  # fmt: skip
+            if shared and warm:
+                critic_rows.append({"value/loss": value.total})
+            else:
+                critic_rows.append(_update_critic(config, stage, critic, critic_optimizer, value, critic_rate))
     critic_metrics = mean_metrics(critic_rows)
     return {
         "loss": critic_metrics["value/loss"],
@@ -300,29 +327,50 @@ def _update(
     }
 
 
-def _update_critic(
-    config: Config, stage: Stage, critic, optimizer, exp: Experience, returns, values, rows, learning_rate
-):
-    rollout = exp.rollout
-    count = int(rollout.response_mask[rows].sum())
+class _ValueLoss:
+    """The clipped value loss of a minibatch, group by group; `total` is what its groups came to."""
 
-    def loss_of(group: Tensor) -> Tensor:
+    def __init__(self, config: Config, critic: ScalarModel, exp: Experience, returns, values, rows) -> None:
+        self.config, self.critic, self.exp, self.rows = config, critic, exp, rows
+        self.returns, self.values = returns, values
+        self.count = int(exp.rollout.response_mask[rows].sum())
+        self.total = 0.0
+
+    def __call__(self, group: Tensor) -> Tensor:
+        rollout = self.exp.rollout
         width = int(rollout.lengths[group].max())
         mask = rollout.response_mask[group, :width]
-        before = response_values(critic, rollout.tokens[group, :width], mask)
+        before = response_values(self.critic, rollout.tokens[group, :width], mask)
         losses = clipped_value_loss(
-            before, values[group, :width], returns[group, :width], clip_range=config.value_clip or None
+            before,
+            self.values[group, :width],
+            self.returns[group, :width],
+            clip_range=self.config.value_clip or None,
         )
-        return masked_sum(losses, mask) / count
+        loss = masked_sum(losses, mask) / self.count
+        self.total += float(loss.detach())
+        return loss
 
+    def weighted(self, group: Tensor) -> Tensor:
+        """As a part of the policy's loss."""
+        return self.config.value_coef * self(group)
+
+
+def _update_critic(
+    config: Config, stage: Stage, critic, optimizer, value: _ValueLoss, learning_rate: float
+) -> dict[str, float]:
     result = optimize(
         critic,
         optimizer,
-        groups_of(stage, exp, rows),
-        loss_of,
+        groups_of(stage, value.exp, value.rows),
+        value,
         learning_rate=learning_rate,
         max_grad_norm=config.max_grad_norm,
         what=f"critic seed {stage.seed}",
     )
-    stage.meter.train(critic.parameter_count, int(rollout.lengths[rows].sum()))
+    _meter(stage, critic, value.exp, value.rows)
     return {"value/loss": result.loss, "value/grad_norm": result.grad_norm}
+
+
+def _meter(stage: Stage, critic: ScalarModel, exp: Experience, rows: Tensor) -> None:
+    stage.meter.train(critic.parameter_count, int(exp.rollout.lengths[rows].sum()))

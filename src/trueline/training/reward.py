@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
 
 from trueline.algorithms.reward_modeling import bradley_terry_loss, pairwise_accuracy
@@ -44,12 +44,22 @@ class Config(Section):
     part: Literal["training", "selection", "gold"] = Field(
         "training", description="whose pairs: the learners', or a judge's own"
     )
+    member: int = Field(0, ge=0, description="of an ensemble: each has its own order of the same pairs")
+
+    @model_serializer(mode="wrap")
+    def _as_addressed(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Member 0 is the model that a run has anyhow, and is written down as if there were no others."""
+        values = plain(self)
+        if not self.member:
+            values.pop("member", None)
+        return values
 
 
 def objective(config: Config) -> str:
     """The effective objective in one line."""
+    other = f" (member {config.member} of an ensemble)" if config.member else ""
     return (
-        f"reward model: minimise -log sigmoid(r(chosen) - r(rejected)), from SFT, {config.epochs:g} epochs, "
+        f"reward model{other}: minimise -log sigmoid(r(chosen) - r(rejected)), from SFT, {config.epochs:g} epochs, "
         f"batch {config.batch_size}, lr {config.learning_rate:g} {config.schedule}; standardised on SFT samples"
     )
 
@@ -66,11 +76,12 @@ def train(config: Config, stage: Stage) -> None:
     policy = load_policy(stage, "sft")
     model = stage.placed(scalar_from(policy, bias=False))
     optimizer = make_optimizer(model, config.learning_rate, weight_decay=config.weight_decay)
+    order = f"reward/order/{config.member}" if config.member else "reward/order"
     total = stage.total_steps(max(1, round(config.epochs * len(items) / config.batch_size)))
     step = stage.begin({"model": ModuleState(model), "optimizer": OptimizerState(optimizer)}, objective(config))
     # 3. The loop.
     while stage.may_step(step, total):
-        batch = [items[i] for i in epoch_rows(stage.seed, "reward/order", step, config.batch_size, len(items))]
+        batch = [items[i] for i in epoch_rows(stage.seed, order, step, config.batch_size, len(items))]
         learning_rate = learning_rate_at(
             step, peak=config.learning_rate, total=total, warmup=config.warmup_steps, schedule=config.schedule
         )
