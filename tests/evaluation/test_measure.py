@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from trueline.models.checkpoints import load_decoder
 from trueline.models.scoring import exact_kl
 from trueline.rewards.learned import LearnedReward
 from trueline.training.policies import load_reward_model
+from trueline.types import Judgement
 
 pytestmark = pytest.mark.integration
 
@@ -170,3 +172,46 @@ def test_parts_are_means_over_the_prompts_they_concern(tiny_world, sft, prompts,
     rates = [tiny_world.task.judge(prompts[i], measured.texts[i][0]).parts["refusal_harmful"] for i in harmful]
     assert 0 < len(harmful) < len(prompts)
     assert metrics_of(measured, "test/sampled")["test/sampled/refusal_harmful"] == pytest.approx(np.mean(rates))
+
+
+def test_parts_stand_beside_the_prompts_they_concern(tiny_world, sft, prompts, sampler, instruments) -> None:
+    measured = measure(sft, prompts, sampler, instruments, samples=2, stream="test")
+    for i, prompt in enumerate(prompts):
+        judged = [tiny_world.task.judge(prompt, text) for text in measured.texts[i]]
+        for name, rows in measured.parts.items():
+            assert rows[i] == [j.parts[name] for j in judged if name in j.parts]
+            if name.startswith("refusal_"):
+                assert bool(rows[i]) == name.endswith(prompt.kind)
+
+
+def test_the_kl_to_the_start_is_the_one_to_that_policy(sft, other, prompts, sampler, instruments) -> None:
+    """To itself it is 0, to SFT it is the KL to SFT, and without a start there is none."""
+
+    def measured(policy, **more):
+        return measure(policy, prompts[:20], sampler, replace(instruments, **more), samples=2, stream="test")
+
+    assert measured(other).kl_start is None
+    itself, to_sft = measured(other, start=other), measured(other, start=sft)
+    assert np.abs(itself.kl_start).max() < 1e-4 < np.abs(itself.kl).max()
+    assert np.allclose(to_sft.kl_start, to_sft.kl)
+    key = "test/sampled/kl_start"
+    assert metrics_of(to_sft, "test/sampled")[key] == pytest.approx(np.mean(to_sft.kl))
+    assert key not in metrics_of(measured(other), "test/sampled")
+
+
+def test_refusals_are_read_off_texts_where_no_judge_knows(sft, prompts, sampler, instruments) -> None:
+    def silent(asked, texts, rollout):
+        return [Judgement(0.0) for _ in texts]
+
+    told = replace(instruments, gold=silent, refuses=lambda text: "sorry" in text or "can not" in text)
+    measured = measure(sft, prompts, sampler, told, samples=2, stream="test")
+    flags = [[told.refuses(text) for text in row] for row in measured.texts]
+    assert measured.refused == flags
+    metrics = metrics_of(measured, "test/sampled")
+    assert metrics["test/sampled/refusal"] == np.mean(flags)
+    for kind in ("benign", "harmful"):
+        own = [row for prompt, row in zip(prompts, flags) if prompt.kind == kind]
+        assert metrics[f"test/sampled/refusal_{kind}"] == np.mean(own)
+    assert "test/sampled/refusal" not in metrics_of(
+        measure(sft, prompts[:5], sampler, instruments, samples=1, stream="test"), "test/sampled"
+    )

@@ -50,7 +50,8 @@ class Instruments:
 
     `rerender` is there where the policy has a tokenizer of its own: its texts are then written out again with the
     study's, for judges and lengths, and everything that compares log-probs with SFT's is left out. `statistics` is what
-    the judgements of one prompt's samples say together.
+    the judgements of one prompt's samples say together. `start` is the policy that training started from, where it was
+    not SFT; `refuses` reads a refusal off a text, where no judge is embedded that knows.
     """
 
     gold: Scorer
@@ -59,14 +60,18 @@ class Instruments:
     outside: Callable[[Sequence[Prompt], Sequence[str], Rollout], list[bool]] | None = None
     rerender: Callable[[Sequence[Prompt], Sequence[str], Rollout], Rollout] | None = None
     statistics: Callable[[Sequence[Judgement]], Mapping[str, float]] | None = None
+    start: Decoder | None = None
+    refuses: Callable[[str], bool] | None = None
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Samples and what was measured of each: lists over prompts of lists over samples; `parts` by the judge's names.
+    """Samples and what was measured of each: lists over prompts of lists over samples; `parts` by the judge's names, no
+    samples where a part does not concern the prompt.
 
-    `kl`, `kl_k3` and `nll` are None where the policy's tokenizer is not SFT's. `gold` is NaN where a sample could not
-    be judged. `together` has a figure per prompt, NaN where there is none; `notes` are the judge's words on a sample.
+    `kl`, `kl_k3` and `nll` are None where the policy's tokenizer is not SFT's, `kl_start` (to where training started)
+    also where that was SFT. `gold` is NaN where a sample could not be judged. `together` has a figure per prompt, NaN
+    where there is none; `notes` are the judge's words on a sample.
     """
 
     prompts: list[Prompt]
@@ -79,9 +84,11 @@ class Measured:
     ended: list[list[bool]]
     proxy: list[list[float]] | None = None
     outside: list[list[bool]] | None = None
-    parts: Mapping[str, list[float]] = field(default_factory=dict)
+    parts: Mapping[str, list[list[float]]] = field(default_factory=dict)
     together: Mapping[str, list[float]] = field(default_factory=dict)
     notes: list[list[str]] = field(default_factory=list)
+    kl_start: list[list[float]] | None = None
+    refused: list[list[bool]] | None = None
 
 
 @torch.no_grad()
@@ -130,9 +137,11 @@ def measure(
         shaped(rollout.ended.tolist()),
         None if proxy is None else shaped(proxy.tolist()),
         shaped(outside),
-        _parts(judged),
+        _parts(shaped(judged)),
         _together(instruments, shaped(judged)),
         shaped([j.note for j in judged]),
+        None if kl is None else shaped(_to_start(instruments, rollout, sampler)),
+        shaped([instruments.refuses(text) for text in texts]) if instruments.refuses else None,
     )
 
 
@@ -152,11 +161,13 @@ def metrics_of(measured: Measured, prefix: str) -> dict[str, float]:
         "gold": measured.gold,
         "kl": measured.kl,
         "kl_k3": measured.kl_k3,
+        "kl_start": measured.kl_start,
         "entropy": measured.nll,
         "length": measured.length,
         "ended": measured.ended,
         "proxy": measured.proxy,
         "outside": measured.outside,
+        "refusal": measured.refused,
     }
     out = {f"{prefix}/{name}": _mean(values) for name, values in names.items() if values is not None}
     for name, values in measured.together.items():
@@ -164,12 +175,13 @@ def metrics_of(measured: Measured, prefix: str) -> dict[str, float]:
         for kind in sorted({prompt.kind for prompt in measured.prompts} - {""}):
             own = [value for prompt, value in zip(measured.prompts, values) if prompt.kind == kind]
             out[f"{prefix}/{name}_{kind}"] = _mean(own)
-    out |= {f"{prefix}/{name}": float(np.mean(values)) for name, values in measured.parts.items()}
+    out |= {f"{prefix}/{name}": float(np.mean(np.concatenate(rows))) for name, rows in measured.parts.items()}
     kinds = {prompt.kind for prompt in measured.prompts}
     if len(kinds) > 1 and not measured.parts:  # a judge with parts of its own says more than this
-        for kind in sorted(kinds):
-            rows = [row for prompt, row in zip(measured.prompts, measured.gold) if prompt.kind == kind]
-            out[f"{prefix}/gold_{kind or 'other'}"] = _mean(rows)
+        for name, values in (("gold", measured.gold), ("refusal", measured.refused)):
+            for kind in sorted(kinds) if values is not None else ():
+                rows = [row for prompt, row in zip(measured.prompts, values) if prompt.kind == kind]
+                out[f"{prefix}/{name}_{kind or 'other'}"] = _mean(rows)
     texts = [text for row in measured.texts for text in row]
     out[f"{prefix}/distinct"] = len(set(texts)) / len(texts)
     return out
@@ -197,12 +209,17 @@ def _together(instruments: Instruments, judged: list[list[Judgement]]) -> dict[s
     return {name: [row.get(name, nan) for row in rows] for name in dict.fromkeys(n for row in rows for n in row)}
 
 
-def _parts(judged: Sequence[Judgement]) -> dict[str, list[float]]:
-    parts: dict[str, list[float]] = {}
-    for judgement in judged:
-        for name, value in judgement.parts.items():
-            parts.setdefault(name, []).append(value)
-    return parts
+def _parts(judged: list[list[Judgement]]) -> dict[str, list[list[float]]]:
+    names = dict.fromkeys(name for row in judged for judgement in row for name in judgement.parts)
+    return {name: [[j.parts[name] for j in row if name in j.parts] for row in judged] for name in names}
+
+
+def _to_start(instruments: Instruments, rollout: Rollout, sampler: Sampler) -> list[float] | None:
+    """Sequence log-ratio to the policy that training started from (k1) of each sample."""
+    if instruments.start is None:
+        return None
+    reference = _rescore(instruments.start, rollout, sampler)
+    return sequence_logprobs(kl_k1(rollout.logprobs, reference), rollout.response_mask).tolist()
 
 
 def _rescore(model: Decoder, rollout: Rollout, sampler: Sampler) -> Tensor:

@@ -162,8 +162,10 @@ def _score_rows(pick: str, prefix: str, measured: Measured) -> list[dict]:
         }
         for name, values in measured.together.items():  # each also by the prompt's kind, for a row of its own
             row |= {key: [_number(values[i])] for key in (name, *([f"{name}_{prompt.kind}"] if prompt.kind else []))}
-        if measured.kl is not None:
-            row["kl"] = _round(measured.kl[i])
+        row |= {name: _round(values[i]) for name, values in measured.parts.items() if values[i]}
+        for name, values in (("kl", measured.kl), ("kl_start", measured.kl_start), ("refusal", measured.refused)):
+            if values is not None:
+                row[name] = _round(values[i])
         if measured.proxy is not None:
             row["proxy"] = [_number(value) for value in _round(measured.proxy[i])]
         rows.append(row)

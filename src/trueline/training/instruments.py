@@ -14,6 +14,7 @@ from trueline.data.batches import Tokenized, collate, micro_batches
 from trueline.data.chat import ChatTokenizer
 from trueline.evaluation.measure import EVALUATION_SEED, Instruments, Sampler
 from trueline.evaluation.programs import pass_statistics
+from trueline.evaluation.refusal import refuses
 from trueline.models.checkpoints import load_decoder
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import Sampling, forbidden_mask, response_logprobs
@@ -124,7 +125,9 @@ def instruments_of(
         def rerender(prompts, texts, rollout):
             return rendered(stage, stage.tokenizer, prompts, texts, rollout.ended)
 
-    return Instruments(_gold(stage, judge), sft, proxy, outside, rerender, statistics)
+    start = load_start(stage) if "start" in stage.inputs else None
+    refuses_of = refuses if stage.task.learned_gold else None
+    return Instruments(_gold(stage, judge), sft, proxy, outside, rerender, statistics, start, refuses_of)
 
 
 def _by_public_tests(stage: Stage, prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Tensor:
