@@ -203,6 +203,57 @@ def ablate(
 
 
 @app.command()
+def shift(
+    target: Target,
+    overrides: Overrides = None,
+    out: Out = None,
+    quick: Quick = False,
+    seeds: Seeds = "",
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """What distribution shift does to DPO and PPO, and what mends it: the paper's tables as rows, with intervals."""
+    name, sections, task = _load(target, overrides, quick, seeds)
+    from trueline.commands.shift import shift as run
+
+    directory = out or Path("runs") / f"{name}-shift{'-quick' if quick else ''}"
+    shown = Console(stderr=True, highlight=False) if as_json else console
+    record = run(task, sections, directory, _command(), shown)
+    if as_json:
+        print(json.dumps(record))
+
+
+@app.command(name="map")
+def map_(
+    target: Target,
+    items: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=A,B,C]... [KEY=VALUE]...", help="two dials with their values; settings"),
+    ] = None,
+    out: Out = None,
+    quick: Quick = False,
+    seeds: Seeds = "",
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """Which method wins where: DPO, DPO-Iter, PPO and both over any two dials, as a picture."""
+    listed = [item for item in items or [] if "," in item]
+    name, sections, task = _load(target, [i for i in items or [] if i not in listed], quick, seeds)
+    from trueline.commands.map import draw_map
+    from trueline.study.worldmap import dials_of
+
+    dials, settings = dials_of(sections, listed)
+    if settings:  # lists that are values: read again with them
+        name, sections, task = _load(target, [i for i in items or [] if i not in listed] + settings, quick, seeds)
+        dials, _ = dials_of(sections, [item for item in listed if item not in settings])
+    directory = out or Path("runs") / f"{name}-map{'-quick' if quick else ''}"
+    shown = Console(stderr=True, highlight=False) if as_json else console
+    record = draw_map(dials, task, sections, directory, _command(), shown)
+    if as_json:
+        print(json.dumps(record))
+
+
+@app.command()
 def train(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="of a study")],
     overrides: Overrides = None,

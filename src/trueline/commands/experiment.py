@@ -41,7 +41,8 @@ def run_rows(
     """
     seeds = sections["study"].seeds
     task.demonstrations(seeds[0])  # raises where a file has nothing to imitate
-    described = task.describe() | {"experiment": kind, "rows": [[r.name, r.arm, r.changes, r.base] for r in rows]}
+    asked = [[r.name, r.arm, r.changes, r.base, *([r.base_changes] if r.base_changes else [])] for r in rows]
+    described = task.describe() | {"experiment": kind, "rows": asked}
     claim(directory, identity_of(task.name, sections, described), command)
     plan = plan_rows(design_of(task, sections), rows, seeds)
     cells = execute(task, sections, directory, list(plan.nodes), console, named=None)

@@ -44,10 +44,10 @@ class Variant:
 class Node:
     """One cell to be. `inputs` maps a name to the key of the node it comes from; `config` is the page's section.
 
-    `share` is the part of the FLOP cap that the node may spend; `charged` names the inputs whose cost comes off that
-    cap first. A node whose `twin` (the same with a larger share) ended within this node's share is that same run.
-    `arm` is what the cell is called: the arm or stage, `select:ARM` or `evaluate:ARM` where it is measured. `sections`
-    are settings of the run that hold otherwise for this node (`verifier`, `train`).
+    `share` is the part of the cap (`cap`, FLOPs or executions; 0: none) that the node may spend; `charged` names the
+    inputs whose cost comes off that first. A node whose `twin` (the same with a larger share) ended within this node's
+    share is that same run. `arm` is what the cell is called: the arm or stage, `select:ARM` or `evaluate:ARM` where it
+    is measured. `sections` are settings of the run that hold otherwise for this node (`verifier`, `train`).
     """
 
     key: str
@@ -63,6 +63,7 @@ class Node:
     charged: tuple[str, ...] = ()
     twin: str = ""
     sections: Mapping[str, Any] = field(default_factory=dict)
+    cap: float = 0.0
 
     @property
     def measures(self) -> str:
@@ -471,4 +472,5 @@ class Builder:
             charged,
             twin,
             self._own_sections(config),
+            self.sections["study"].budget if share else 0.0,
         )

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from io import StringIO
 from typing import Any
 
 import numpy as np
 
-__all__ = ["GRID", "HEIGHT", "SERIES", "TEXT", "WIDTH", "draw", "heat_map", "inline", "lines", "style"]
+__all__ = [
+    "GRID",
+    "HEIGHT",
+    "SERIES",
+    "TEXT",
+    "WIDTH",
+    "Tile",
+    "draw",
+    "heat_map",
+    "inline",
+    "lines",
+    "style",
+    "tile_map",
+]
 
 WIDTH, HEIGHT = 440, 300
 # placeholders that the post-pass replaces; no other drawing colour is used
@@ -145,6 +159,88 @@ def heat_map(
         f'<title id="{name}-title">{escape(title)}</title>'
     )
     return head + "".join(parts) + "</svg>"
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One place of a map: a CSS colour and how strongly it shows (0 to 1), lines of text, the first of them larger, and
+    a warning below them."""
+
+    colour: str
+    strength: float
+    lines: Sequence[str] = ()
+    warning: str = ""
+
+
+def tile_map(
+    name: str,
+    title: str,
+    tiles: Sequence[Sequence[Tile]],
+    *,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    xlabel: str,
+    ylabel: str,
+    paths: Sequence[Sequence[tuple[float, float]]] = (),
+    size: tuple[int, int] = (164, 84),
+) -> str:
+    """A table of tiles, the first row at the bottom, as axes have it. `paths` are drawn over it: points (x, y) in steps
+    of the grid, (0, 0) the middle of the first tile."""
+    width, height = size
+    left, top = 16 + 7 * max(len(r) for r in rows), 26
+    bottom = top + height * len(rows)
+    parts = [f'<text x="0" y="14" style="fill:var(--muted)">{escape(ylabel)}</text>']
+    for i, row in enumerate(tiles):
+        y = bottom - height * (i + 1)
+        parts.append(f'<text x="{left - 10}" y="{y + height / 2 + 4:g}" text-anchor="end">{escape(rows[i])}</text>')
+        for j, tile in enumerate(row):
+            x = left + width * j
+            parts.append(
+                f'<rect x="{x}" y="{y}" width="{width - 3}" height="{height - 3}" rx="3" '
+                f'style="fill:{tile.colour};fill-opacity:{tile.strength:.2f}"/>'
+            )
+            parts += _written(tile, x + (width - 3) / 2, y, height)
+    for j, column in enumerate(columns):
+        x = left + width * j + (width - 3) / 2
+        parts.append(f'<text x="{x:g}" y="{bottom + 16}" text-anchor="middle">{escape(column)}</text>')
+    right = left + width * len(columns)
+    parts.append(
+        f'<text x="{(left + right) / 2:g}" y="{bottom + 36}" text-anchor="middle" style="fill:var(--muted)">'
+        f"{escape(xlabel)}</text>"
+    )
+    for path in paths:
+        points = " ".join(
+            f"{left + width * (x + 0.5) - 1.5:.1f},{bottom - height * (y + 0.5) - 1.5:.1f}" for x, y in path
+        )
+        parts.append(
+            f'<polyline points="{points}" style="fill:none;stroke:var(--text);stroke-width:2.5;stroke-dasharray:7 4"/>'
+        )
+    head = (
+        f'<svg class="plot heat" viewBox="0 0 {right + 4} {bottom + 44}" '
+        f'style="max-width:{right + 4}px;fill:currentColor;font-size:12px" role="img" aria-labelledby="{name}-title">'
+        f'<title id="{name}-title">{escape(title)}</title>'
+    )
+    return head + "".join(parts) + "</svg>"
+
+
+def _written(tile: Tile, x: float, y: float, height: int) -> list[str]:
+    """The tile's lines, in the middle of it, and its warning at its foot."""
+    ink = "var(--bg)" if tile.strength > 0.55 else "currentColor"
+    total = 15 * len(tile.lines) + (14 if tile.warning else 0)
+    start = y + (height - 3 - total) / 2 + 12
+    texts = []
+    for k, line in enumerate(tile.lines):
+        look = "font-size:13.5px;font-weight:620" if k == 0 else "font-size:11px"
+        at = start + 15 * k
+        texts.append(f'<text x="{x:g}" y="{at:g}" text-anchor="middle" style="fill:{ink};{look}">{escape(line)}</text>')
+    if tile.warning:
+        at = start + 15 * len(tile.lines)
+        colour = ink if tile.strength > 0.55 else "var(--warn)"
+        texts.append(
+            f'<text x="{x:g}" y="{at:g}" text-anchor="middle" style="fill:{colour};font-size:11px;font-weight:600">'
+            f"{escape(tile.warning)}</text>"
+        )
+    return texts
 
 
 def style(name: str) -> dict[str, Any]:

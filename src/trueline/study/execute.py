@@ -277,7 +277,7 @@ class Executor:
         return budget is None or (not done["stopped_by_budget"] and done["flops"] <= budget)
 
     def _budget(self, node: Node, inputs: Mapping[str, str]) -> float | None:
-        cap = self.sections["study"].budget
+        cap = node.cap
         if not cap or not node.share:
             return None
         rule = self.sections["study"].budget_rule

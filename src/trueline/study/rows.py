@@ -29,14 +29,22 @@ class Row:
 
     `changes` maps a section to the values that it has here (`{"ppo": {"kl_coef": 0.0}, "world": {"shift": 0.5}}`).
     `base` names the arm whose last policy stands for SFT ("sft": SFT itself): what arms start from, and what DPO and
-    the KL penalty refer to. `probe` adds what is measured before training.
+    the KL penalty refer to. The base is trained as the row is changed, or, where `base_changes` are given, with those
+    in their place; pairs, reward model and the KL that is reported stay those of the row's own SFT. `probe` adds what
+    is measured before training.
     """
 
     name: str
     arm: str
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     base: str = "sft"
+    base_changes: Mapping[str, Mapping[str, Any]] | None = None
     probe: bool = False
+
+    @property
+    def based(self) -> bool:
+        """Whether something else than the row's own SFT stands for SFT."""
+        return self.base != "sft" or self.base_changes is not None
 
 
 @dataclass(frozen=True)
@@ -70,28 +78,35 @@ def plan_rows(design: Design, rows: Sequence[Row], seeds: Sequence[int]) -> Plan
     merged = _Merge()
     keys: dict[tuple[str, int], Mapping[str, str]] = {}
     for row in rows:
-        changed = replace(
-            design,
-            sections={
-                name: with_changes(section, row.changes[name], name) if name in row.changes else section
-                for name, section in design.sections.items()
-            },
-        )
+        below = None if row.base_changes is None else _changed(design, row.base_changes)
         for seed in seeds:
-            keys[row.name, seed] = merged.add(*_nodes_of(changed, row, seed))
+            keys[row.name, seed] = merged.add(*_nodes_of(_changed(design, row.changes), below, row, seed))
     return Plan(tuple(merged.nodes.values()), keys)
 
 
-def _nodes_of(design: Design, row: Row, seed: int) -> tuple[list[Node], dict[str, str]]:
-    """The nodes of one row at one seed, each after what it needs, and the keys of those that matter."""
+def _changed(design: Design, changes: Mapping[str, Mapping[str, Any]]) -> Design:
+    sections = {
+        name: with_changes(section, changes[name], name) if name in changes else section
+        for name, section in design.sections.items()
+    }
+    return replace(design, sections=sections)
+
+
+def _nodes_of(design: Design, below: Design | None, row: Row, seed: int) -> tuple[list[Node], dict[str, str]]:
+    """The nodes of one row at one seed, each after what it needs, and the keys of those that matter. `below` is what
+    the base is made from, where that is not `design`."""
     # The first half of `both` is DPO's own run where that stayed within half the cap: as in a study, DPO stands beside.
-    arms = ("dpo", "dpo+ppo") if row.arm == "dpo+ppo" and row.base == "sft" else (row.arm,)
+    arms = ("dpo", "dpo+ppo") if row.arm == "dpo+ppo" and not row.based else (row.arm,)
     variant = Variant("row", row.name, True, design.sections["world"], arms)
     builder = Builder(design, variant, variant, seed)
-    first = arms if row.base == "sft" else (row.base,)
+    first = (row.base,) if row.base != "sft" and below is None else () if row.based else arms
     nodes = list(builder.stages(first, reward=builder.needs_reward((*first, row.arm)), probe=row.probe))
-    if row.base != "sft":
+    if below is not None:
+        started, builder.sft = _base(below, row.base, seed)
+        nodes = started + nodes
+    elif row.based:
         builder.based_on(row.base)
+    if row.based:
         nodes += builder.arm(row.arm)
     nodes += builder.measured("sft")
     nodes += [builder.selection(arm) for arm in arms if arm != row.arm]
@@ -102,6 +117,29 @@ def _nodes_of(design: Design, row: Row, seed: int) -> tuple[list[Node], dict[str
     keys = {name: f"{stem}/row/{seed}" for name, stem in found.items()}
     keys |= {name: f"{name}/row/{seed}" for name in ("reward", "pairs", "probe")}
     return nodes, {name: key for name, key in keys.items() if key in made}
+
+
+def _base(design: Design, arm: str, seed: int) -> tuple[list[Node], str]:
+    """The nodes of a base that is trained under settings of its own, and the key of its policy. Their keys are told
+    apart from the row's; what is the same run is found out by content."""
+    variant = Variant("base", arm, True, design.sections["world"], (arm,))
+    builder = Builder(design, variant, variant, seed)
+    wanted = {node.key: node for node in builder.stages((arm,), reward=builder.needs_reward((arm,)))}
+    start = builder.origin if arm == "sft" else next(key for key, node in wanted.items() if node.arm == arm)
+    needed: list[str] = []
+
+    def visit(key: str) -> None:
+        for before in wanted[key].inputs.values():
+            visit(before)
+        if key not in needed:
+            needed.append(key)
+
+    visit(start)
+    nodes = [
+        replace(wanted[key], key=f"base:{key}", inputs={n: f"base:{k}" for n, k in wanted[key].inputs.items()})
+        for key in needed
+    ]
+    return nodes, f"base:{start}"
 
 
 class _Merge:
@@ -132,7 +170,7 @@ class _Merge:
 
 def _content(node: Node) -> dict[str, Any]:
     plain = to_plain({"config": node.config, "world": node.world, **node.sections})
-    own = {name: getattr(node, name) for name in ("page", "method", "arm", "seed", "share")}
+    own = {name: getattr(node, name) for name in ("page", "method", "arm", "seed", "share", "cap")}
     return own | plain | {"charged": list(node.charged)}
 
 
