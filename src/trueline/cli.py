@@ -254,6 +254,23 @@ def map_(
 
 
 @app.command()
+def findings(
+    overrides: Overrides = None,
+    out: Out = None,
+    seeds: Seeds = "",
+    resume: Resume = False,
+    as_json: AsJson = False,
+) -> None:
+    """The paper's eight findings on the embedded worlds: reproduced, not reproduced, reversed or undecided."""
+    from trueline.commands.findings import findings as run
+
+    shown = Console(stderr=True, highlight=False) if as_json else console
+    record = run(overrides or [], seeds, out or Path("runs") / "findings", _command(), shown)
+    if as_json:
+        print(json.dumps(record))
+
+
+@app.command()
 def train(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="of a study")],
     overrides: Overrides = None,

@@ -11,18 +11,27 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-__all__ = ["neighbours", "take_over"]
+__all__ = ["HOLDER", "neighbours", "take_over"]
+
+HOLDER = "runs.json"
+"""What a directory has that holds several run directories."""
 
 
 def neighbours(directory: Path) -> list[Path]:
-    """The `cells/` of the run directories beside `directory` that belong to the same user, by name."""
-    parent = directory.resolve().parent
-    found = []
-    for manifest in sorted(parent.glob("*/manifest.json")):
-        cells = manifest.parent / "cells"
-        if manifest.parent != directory.resolve() and cells.is_dir() and _ours(cells):
-            found.append(cells)
-    return found
+    """The `cells/` of the run directories beside `directory` that belong to the same user, by name.
+
+    A directory may hold several runs, one below the other (`findings/code`): they are beside what their holder is
+    beside, and it is looked into as well.
+    """
+    own = directory.resolve()
+    holders = [own.parent, *([own.parent.parent] if (own.parent / HOLDER).exists() else [])]
+    found: dict[Path, None] = {}
+    for holder in holders:
+        for manifest in sorted([*holder.glob("*/manifest.json"), *holder.glob("*/*/manifest.json")]):
+            cells = manifest.parent / "cells"
+            if manifest.parent != own and cells.is_dir() and _ours(cells):
+                found[cells] = None
+    return list(found)
 
 
 def _ours(path: Path) -> bool:
