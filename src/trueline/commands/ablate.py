@@ -13,7 +13,7 @@ from rich.console import Console
 from trueline.commands.experiment import run_rows, seeds_or
 from trueline.runs.cell import write_json
 from trueline.study.ablations import DESIGNS, Ablation, Setting, ablation_of_keys, design_named
-from trueline.study.contrasts import Effect, effects, sentence
+from trueline.study.contrasts import UNDECIDED, Effect, effects, sentence
 from trueline.study.document import Document, Fold, Section, Table, Text, save
 from trueline.study.experiment import (
     curve_figure,
@@ -143,7 +143,8 @@ def _page(
 
 def _section(design: Ablation, rows: Mapping[str, ArmRuns], found: Sequence[Effect], unit: str) -> Section:
     own = _of(design, rows)
-    said = [Text(sentence(effect, unit)) for effect in found]
+    said = [Text(sentence(effect, unit)) for effect in found if effect.word != UNDECIDED]
+    rest = [Text(sentence(effect, unit)) for effect in found if effect.word == UNDECIDED]
     curve = curve_figure(
         f"curve-{design.name}",
         "Whole curves",
@@ -159,13 +160,14 @@ def _section(design: Ablation, rows: Mapping[str, ArmRuns], found: Sequence[Effe
     parts = [
         Text(design.question, "lead"),
         *said,
+        *([Fold(f"Undecided here, {len(rest)} of {len(found)}", rest)] if rest else []),
         effect_table(found),
         row_table(list(own.values()), rows["sft"], unit),
         *([curve] if curve else []),
         *(Text(note, "note") for note in design.notes),
         Fold("Settings of the rows", (settings,)),
     ]
-    return Section(design.name, parts)
+    return Section(design.name.capitalize(), parts)
 
 
 def designs_text() -> str:

@@ -136,13 +136,12 @@ def row_table(rows: Sequence[ArmRuns], sft: ArmRuns | None, unit: str, note: str
 
 
 def effect_table(effects: Sequence[Effect], note: str = "") -> Table:
-    """The declared differences: what, where, how much, corrected p, at the end, at equal KL, and the word for it."""
+    """The declared differences: what and where, how much, corrected p, at the end, at equal KL, the word for it."""
     ends = [v for e in effects for v in (e.selected.low, e.selected.high) if np.isfinite(v)]
     reach = max((abs(v) for v in ends), default=1.0)
     rows = [
         (
-            e.contrast.what,
-            e.contrast.regime,
+            f"{e.contrast.what} ({e.contrast.regime})" if e.contrast.regime else e.contrast.what,
             interval_text(e.selected),
             Bar(e.selected, -reach, reach, 0.0),
             f"{e.p_adjusted:.3f}" if e.p_adjusted >= 0.001 else "< 0.001",
@@ -152,7 +151,7 @@ def effect_table(effects: Sequence[Effect], note: str = "") -> Table:
         )
         for e in effects
     ]
-    columns = ("change", "where", ">difference", "", ">p (Holm)", ">at the end", ">at equal KL", "so")
+    columns = ("change", ">difference", "", ">p (Holm)", ">at the end", ">at equal KL", "so")
     return Table(columns, rows, note)
 
 
