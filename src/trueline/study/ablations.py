@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from trueline.config import off_value
+from trueline.config import ablatable, off_value
 from trueline.errors import InputError
 from trueline.study.contrasts import Contrast
 from trueline.study.rows import Row
@@ -391,7 +391,11 @@ def ablation_of_keys(keys: Sequence[str], setting: Setting, arms: Mapping[str, A
                 field=dotted,
                 remedy=f"sections of arms: {', '.join(sorted({a.section for a in arms.values() if a.section}))}",
             )
-        off = off_value(type(setting.sections[section]), key)
+        kind = type(setting.sections[section])
+        if key not in ablatable(kind):
+            known = ", ".join(f"{section}.{name}" for name in ablatable(kind))
+            raise InputError("has no off value", where="command line", field=dotted, remedy=f"keys that do: {known}")
+        off = off_value(kind, key)
         if off == getattr(setting.sections[section], key):
             raise InputError(f"is off already ({off})", where="settings", field=dotted, remedy="leave it out")
         rows.setdefault(owner.name, Row(owner.name, owner.name))
