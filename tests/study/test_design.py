@@ -141,7 +141,8 @@ def test_a_variant_shares_sft_and_has_pairs_reward_model_and_arms_of_its_own() -
     assert [node.key for node in nodes if node.page == "sft" and node.arm == "sft"] == ["sft/0"]
     for page, keys in {
         "pairs": {"pairs/shifted/0", "pairs/no-shift/0"},
-        "reward": {"reward/shifted/0", "reward/no-shift/0"},
+        "reward": {f"reward{member}/{v}/0" for member in ("", "-member-1") for v in ("shifted", "no-shift")},
+        "probe": {"probe/shifted/0", "probe/no-shift/0"},
         "dpo": {"dpo/shifted/0", "dpo/no-shift/0", "dpo-half/shifted/0", "dpo-half/no-shift/0"},
     }.items():
         assert {node.key for node in nodes if node.page == page} == keys
@@ -271,3 +272,39 @@ def test_checkpoints_from_elsewhere_are_measured_and_nothing_of_them_is_trained(
     for node in measured:
         assert shared.items() <= node.inputs.items() and node.inputs["sft"] == "given-sft/0"
         assert not node.charged and ("baseline" in node.inputs) == (node.measures != "sft")
+
+
+class TestProbe:
+    """What is measured before training hangs on nothing and nothing hangs on it."""
+
+    def test_it_comes_before_the_arms_with_reward_models_of_the_same_pairs(self) -> None:
+        nodes = nodes_of_study(design(study={"seeds": (0,)}, probe={"members": 2}))
+        by_key, keys = named(nodes), [node.key for node in nodes]
+        probe = by_key["probe/no-shift/0"]
+        assert set(probe.inputs) == {"sft", "pairs", "reward", "member-1", "member-2"}
+        assert keys.index("probe/shifted/0") < keys.index("dpo/shifted/0") < keys.index("probe/no-shift/0")
+        models = [by_key[probe.inputs[name]] for name in ("reward", "member-1", "member-2")]
+        assert [model.config.member for model in models] == [0, 1, 2]
+        assert all(model.inputs == models[0].inputs and model.page == "reward" for model in models)
+        used = [key for node in nodes if node.page != "probe" for key in node.inputs.values()]
+        assert not [key for key in used if key.startswith(("probe", "reward-member"))]
+
+    def test_members_differ_from_the_study_s_own_whatever_number_that_has(self) -> None:
+        nodes = named(nodes_of_study(design(study={"seeds": (0,)}, reward={"member": 1})))
+        assert nodes["reward/shifted/0"].config.member == 1
+        assert nodes["reward-member-1/shifted/0"].config.member == 2
+
+    def test_without_a_reward_model_the_pairs_alone_are_looked_at(self) -> None:
+        nodes = nodes_of_study(design("code", study={"feedback": "verifier", "seeds": (0,)}))
+        assert {tuple(sorted(n.inputs)) for n in nodes if n.page == "probe"} == {("pairs", "sft")}
+        assert not [node for node in nodes if node.page == "reward"]
+
+    def test_switched_off_it_leaves_every_other_node_as_it_was(self) -> None:
+        with_it, without = nodes_of_study(design()), nodes_of_study(design(study={"probe": False}))
+        kept = [n for n in with_it if n.page != "probe" and not n.key.startswith("reward-member")]
+        assert kept == without and len(with_it) == len(without) + 2 * 3 * 2  # two worlds, three seeds, probe and member
+
+    def test_tuning_and_single_stages_do_without(self) -> None:
+        made = design()
+        for nodes in (nodes_of_trials(made, DRAWN), nodes_of_stage(made, "ppo", 0)):
+            assert not [node for node in nodes if node.page == "probe" or "member" in node.key]

@@ -32,7 +32,7 @@ def once(methods: list[str]) -> list:
 def test_the_pages_of_the_methods_are_found() -> None:
     pair_methods = {"dpo", "cdpo", "ipo", "dpo-positive", "ln-dpo", "simpo", "kto"}
     assert {"sft", "reward", "dpo-iter", "ppo", "rloo"} | pair_methods <= set(TRAINED) <= set(PAGES)
-    assert set(PAGES) - set(TRAINED) == {"pairs", "judge", "select", "evaluate"}
+    assert set(PAGES) - set(TRAINED) == {"pairs", "judge", "select", "evaluate", "probe"}
 
 
 @pytest.mark.parametrize("method", once(PAGES))
@@ -41,7 +41,7 @@ def test_the_same_seed_gives_the_same_bytes(method, tiny_world, finished, tmp_pa
     assert contents(again) == contents(finished(method))
 
 
-@pytest.mark.parametrize("method", once([m for m in PAGES if m not in ("select", "evaluate")]))
+@pytest.mark.parametrize("method", once([m for m in PAGES if m not in ("select", "evaluate", "probe")]))
 def test_another_seed_gives_another_run(method, tiny_world, finished, tmp_path) -> None:
     """What measures is left out: its draws are the same for every training seed by design."""
     other = contents(run_small(tiny_world, method, tmp_path / "other", seed=1))
@@ -212,6 +212,7 @@ EXPECTED = {
     "judge": set(),
     "select": set(),
     "evaluate": set(),
+    "probe": set(),
 }
 
 

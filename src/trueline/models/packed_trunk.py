@@ -2,16 +2,18 @@
 
 Equal to `Trunk.forward` and autograd up to rounding (tests/models/test_packed.py); that is the reference. What the
 backward pass can compute again in one pass over memory (both norms' outputs, the SwiGLU product, the attention's
-probabilities) is not kept.
+probabilities) is not kept; what is kept lies in one run of memory (`workspace`).
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from trueline.models import kernels
+from trueline.models import kernels, workspace
 from trueline.models.decoder import Attention, DecoderConfig, Trunk
 from trueline.models.kernels import pointer
 from trueline.models.packed import Packed, pack
@@ -60,9 +62,13 @@ def packed_hidden(trunk: Trunk, packed: Packed) -> Tensor:
             block.attention_norm.weight, attention.qkv.weight, attention.qkv.bias, attention.out.weight,
             block.mlp_norm.weight, block.gate_up.weight, block.down.weight,
         ]  # fmt: skip
-    kept = _PackedTrunk.apply(
-        trunk.config, packed, trunk.cos, trunk.sin, trunk.precision == "bf16", *parameters, trunk.norm.weight
-    )
+    parameters.append(trunk.norm.weight)
+    # inside the function gradients are off, and its inputs ask for one under no_grad too
+    keep = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters)
+    if not keep:
+        workspace.release()
+    run = _Run(trunk.config, packed, trunk.cos, trunk.sin, trunk.precision == "bf16", keep=keep)
+    kept = _PackedTrunk.apply(run, *parameters)
     if len(packed.wanted) == len(packed.kept) and bool((packed.wanted.diff() == 1).all()):
         return kept
     return kept.index_select(0, packed.wanted)
@@ -70,43 +76,34 @@ def packed_hidden(trunk: Trunk, packed: Packed) -> Tensor:
 
 class _PackedTrunk(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, config: DecoderConfig, packed: Packed, cos: Tensor, sin: Tensor, low: bool, *parameters: Tensor):
-        run = _Run(config, packed, cos, sin, low)
-        keep = any(ctx.needs_input_grad)
+    def forward(ctx, run: _Run, *parameters: Tensor):
         embed, blocks, norm = parameters[0], _by_block(parameters), parameters[-1]
-        x = embed.index_select(0, packed.tokens)
-        saved = []
+        x = torch.index_select(embed, 0, run.packed.tokens, out=run.room[0].x if run.room else None)
         for number, weights in enumerate(blocks):
-            x, held = run.block(x, *weights, last=number == len(blocks) - 1)
-            if keep:
-                saved += held
-        out, rstd = run.norm(x, norm)
-        if keep:
-            ctx.run = run
-            ctx.save_for_backward(*parameters, x, rstd, *saved)
+            x = run.block(x, *weights, number=number)
+        out, rstd = run.norm(x, norm, own=True)
+        if run.room:
+            ctx.run, ctx.last = run, (x, rstd)
+            ctx.save_for_backward(*parameters)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         run: _Run = ctx.run
-        if run.spent:
+        if not run.room:
             raise RuntimeError("a second backward pass: the first one has overwritten what it kept")
-        run.spent = True
-        count = 2 + _PER_BLOCK * run.config.num_layers
-        held = ctx.saved_tensors
-        parameters, (x, rstd), saved = held[:count], held[count : count + 2], held[count + 2 :]
+        parameters, (x, rstd) = ctx.saved_tensors, ctx.last
         blocks = _by_block(parameters)
         dx, dnorm = run.norm_backward(grad.contiguous(), x, rstd, parameters[-1], None)
         grads: list[Tensor | None] = [dnorm]
         for number in reversed(range(len(blocks))):
-            per = len(saved) // len(blocks)
-            own = saved[number * per : (number + 1) * per]
-            dx, found = run.block_backward(dx, own, *blocks[number], last=number == len(blocks) - 1)
+            dx, found = run.block_backward(dx, *blocks[number], number=number)
             grads = [*found, *grads]
         embed = parameters[0]
         dembed = torch.ops.aten.embedding_dense_backward(dx, run.packed.tokens, len(embed), -1, False)
-        return None, None, None, None, None, dembed, *grads
+        run.done()
+        return None, dembed, *grads
 
 
 def _by_block(parameters: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
@@ -114,43 +111,109 @@ def _by_block(parameters: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
     return [inner[i : i + _PER_BLOCK] for i in range(0, len(inner), _PER_BLOCK)]
 
 
-class _Run:
-    """One pass over one packed batch: what the steps of all blocks share."""
+class _Kept(NamedTuple):
+    """What the backward pass of a block reads: its input first."""
 
-    def __init__(self, config: DecoderConfig, packed: Packed, cos: Tensor, sin: Tensor, low: bool = False) -> None:
+    x: Tensor
+    qkv: Tensor
+    attended: Tensor
+    lse: Tensor
+    middle: Tensor
+    gate_up: Tensor
+
+
+class _Scratch(NamedTuple):
+    """What the steps of a block pass to each other; the next block writes over it."""
+
+    inner: Tensor
+    more_inner: Tensor
+    qkv: Tensor
+    attended: Tensor
+    normed: Tensor
+    dnormed: Tensor
+    dmiddle: Tensor
+    dx: Tensor
+
+
+class _Run:
+    """One pass over one packed batch: what the steps of all blocks share.
+
+    `room` holds what each block keeps, and behind the last block the input of the last norm, while there is a backward
+    pass to come; it is empty where none will.
+    """
+
+    def __init__(
+        self, config: DecoderConfig, packed: Packed, cos: Tensor, sin: Tensor, low: bool = False, *, keep: bool = False
+    ) -> None:
         self.config, self.packed, self.cos, self.sin, self.low = config, packed, cos, sin, low
-        self.lib, self.threads, self.spent = kernels.library(), kernels.threads(), False
+        self.lib, self.threads = kernels.library(), kernels.threads()
+        self.rstds: list[tuple[Tensor, Tensor]] = []
+        self.memory, self.room, self.scratch = self._room() if keep else (None, [], None)
         shape = (config.num_heads, config.num_kv_heads, config.head_dim)
         self.families = packed.families(*shape, skip=False)
         self.last_families = packed.families(*shape, skip=True)
 
-    def linear(self, x: Tensor, weight: Tensor, add: Tensor | None = None) -> Tensor:
-        """x W^T (+ add)."""
-        if not self.low:
-            return x @ weight.t() if add is None else torch.addmm(add, x, weight.t())
-        out = x.bfloat16() @ weight.bfloat16().t()
-        return out.float() if add is None else add + out
+    def _room(self) -> tuple[Tensor, list[_Kept], _Scratch]:
+        """Memory for `_Kept` of every block; of the last one only what is read goes past the attention."""
+        config, layers = self.config, self.config.num_layers
+        width, inner, wide = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
+        triple = wide + 2 * config.num_kv_heads * config.head_dim
+        every, read = len(self.packed), len(self.packed.kept)
+        shapes: list[tuple[int, int]] = []
+        for number in range(layers):
+            rows = read if number == layers - 1 else every
+            shapes += [
+                (every, width), (every, triple), (every, wide), (every, config.num_heads), (rows, width),
+                (rows, 2 * inner),
+            ]  # fmt: skip
+        shapes += [(read, width), *[(every, n) for n in (inner, inner, triple, wide, *[width] * 4)]]
+        memory, views = workspace.lend(shapes)
+        per = len(_Kept._fields)
+        kept = [_Kept(*views[at : at + per]) for at in range(0, layers * per, per)]
+        last, *scratch = views[layers * per :]
+        return memory, [*kept, _Kept(last, *[last[:0]] * (per - 1))], _Scratch(*scratch)
 
-    def back(self, grad: Tensor, weight: Tensor) -> Tensor:
+    def at(self, name: str, rows: int) -> Tensor | None:
+        """The first `rows` of that scratch; None where there is none."""
+        return getattr(self.scratch, name)[:rows] if self.scratch else None
+
+    def done(self) -> None:
+        """What was kept is not needed any more."""
+        workspace.give_back(self.memory)
+        self.memory, self.room, self.scratch = None, [], None
+
+    def linear(self, x: Tensor, weight: Tensor, add: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """x W^T (+ add), in `out` where there is one."""
+        if not self.low:
+            return torch.mm(x, weight.t(), out=out) if add is None else torch.addmm(add, x, weight.t(), out=out)
+        product = x.bfloat16() @ weight.bfloat16().t()
+        if add is not None:
+            return torch.add(add, product, out=out)
+        return product.float() if out is None else out.copy_(product)
+
+    def back(self, grad: Tensor, weight: Tensor, out: Tensor) -> Tensor:
         """The gradient of x."""
-        return (grad.bfloat16() @ weight.bfloat16()).float() if self.low else grad @ weight
+        return out.copy_(grad.bfloat16() @ weight.bfloat16()) if self.low else torch.mm(grad, weight, out=out)
 
     def of_weight(self, grad: Tensor, x: Tensor) -> Tensor:
         """The gradient of W."""
         return (grad.bfloat16().t() @ x.bfloat16()).float() if self.low else grad.t() @ x
 
-    def norm(self, x: Tensor, weight: Tensor, *, keep: bool = True) -> tuple[Tensor, Tensor]:
+    def norm(self, x: Tensor, weight: Tensor, *, keep: bool = True, own: bool = False) -> tuple[Tensor, Tensor]:
         rows, width = x.shape
-        y, rstd = torch.empty_like(x), x.new_empty(rows if keep else 0)
+        y, rstd = None if own else self.at("normed", rows), x.new_empty(rows if keep else 0)
+        y = torch.empty_like(x) if y is None else y
         self.lib.rms_norm(
             pointer(x), pointer(weight), pointer(y), pointer(rstd) if keep else None, rows, width, self.config.norm_eps,
             self.threads,
         )  # fmt: skip
         return y, rstd
 
-    def norm_backward(self, dy: Tensor, x: Tensor, rstd: Tensor, weight: Tensor, add: Tensor | None):
+    def norm_backward(
+        self, dy: Tensor, x: Tensor, rstd: Tensor, weight: Tensor, add: Tensor | None, into: str = ""
+    ) -> tuple[Tensor, Tensor]:
         rows, width = x.shape
-        dx, partial = torch.empty_like(x), x.new_empty(-(-rows // _CHUNK), width)
+        dx, partial = self.at(into, rows) if into else torch.empty_like(x), x.new_empty(-(-rows // _CHUNK), width)
         self.lib.rms_norm_backward(
             pointer(dy), pointer(x), pointer(rstd), pointer(weight), pointer(add), pointer(dx), pointer(partial), rows,
             width, self.threads,
@@ -165,65 +228,61 @@ class _Run:
         )  # fmt: skip
 
     def block(
-        self, x, attention_norm, qkv_weight, qkv_bias, out_weight, mlp_norm, gate_up_weight, down_weight, *, last
-    ):
+        self, x, attention_norm, qkv_weight, qkv_bias, out_weight, mlp_norm, gate_up_weight, down_weight, *, number
+    ) -> Tensor:
+        last = number == self.config.num_layers - 1
+        own = self.room[number] if self.room else None
         normed, rstd = self.norm(x, attention_norm)
-        qkv = self.linear(normed, qkv_weight)
+        qkv = self.linear(normed, qkv_weight, out=own and own.qkv)
         if qkv_bias is not None:
             qkv += qkv_bias
         self.rotate(qkv, 1.0)
-        attended = x.new_empty(len(x), self.config.num_heads * self.config.head_dim)
-        lse = x.new_empty(len(x), self.config.num_heads)
+        attended = own.attended if own else x.new_empty(len(x), self.config.num_heads * self.config.head_dim)
+        lse = own.lse if own else x.new_empty(len(x), self.config.num_heads)
         families = self.last_families if last else self.families
         if self.lib.attention(pointer(qkv), pointer(attended), pointer(lse), families, self.threads):
             raise MemoryError("attention: no memory for its working space")
         read, into = (attended, x)
         if last:  # from here on, only what is read
             read, into = attended.index_select(0, self.packed.kept), x.index_select(0, self.packed.kept)
-        middle = self.linear(read, out_weight, into)
+        middle = self.linear(read, out_weight, into, own and own.middle)
         mlp_normed, mlp_rstd = self.norm(middle, mlp_norm)
-        gate_up = self.linear(mlp_normed, gate_up_weight)
-        act = self.swiglu(gate_up)
-        out = self.linear(act, down_weight, middle)
-        return out, [x, rstd, qkv, attended, lse, middle, mlp_rstd, gate_up]
+        gate_up = self.linear(mlp_normed, gate_up_weight, out=own and own.gate_up)
+        del normed, mlp_normed, qkv, attended, read, into  # not beside the product
+        if own:
+            self.rstds.append((rstd, mlp_rstd))
+        return self.linear(self.swiglu(gate_up), down_weight, middle, own and self.room[number + 1].x)
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-        act = gate_up.new_empty(rows, width)
+        act = self.at("inner", rows) if self.scratch else gate_up.new_empty(rows, width)
         self.lib.swiglu(pointer(gate_up), pointer(act), rows, width, self.threads)
         return act
 
     def block_backward(
-        self,
-        dout,
-        saved,
-        attention_norm,
-        qkv_weight,
-        qkv_bias,
-        out_weight,
-        mlp_norm,
-        gate_up_weight,
-        down_weight,
-        *,
-        last,
-    ):
-        x, rstd, qkv, attended, lse, middle, mlp_rstd, gate_up = saved
+        self, dout, attention_norm, qkv_weight, qkv_bias, out_weight, mlp_norm, gate_up_weight, down_weight, *, number
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        last = number == self.config.num_layers - 1
+        x, qkv, attended, lse, middle, gate_up = self.room[number]
+        rstd, mlp_rstd = self.rstds[number]
+        rows = len(dout)
         # 1. The MLP: out = middle + swiglu(norm(middle) Wgu^T) Wd^T.
-        dact = self.back(dout, down_weight)
-        dgate_up, act = gate_up, torch.empty_like(dact)  # becomes its own gradient
+        dact, act = self.back(dout, down_weight, self.at("inner", rows)), self.at("more_inner", rows)
+        dgate_up = gate_up  # becomes its own gradient
         self.lib.swiglu_backward(pointer(dgate_up), pointer(dact), pointer(act), *act.shape, self.threads)
         ddown = self.of_weight(dout, act)
         normed, _ = self.norm(middle, mlp_norm, keep=False)
         dgate_up_weight = self.of_weight(dgate_up, normed)
-        dmiddle, dmlp_norm = self.norm_backward(self.back(dgate_up, gate_up_weight), middle, mlp_rstd, mlp_norm, dout)
+        dnormed = self.back(dgate_up, gate_up_weight, self.at("dnormed", rows))
+        dmiddle, dmlp_norm = self.norm_backward(dnormed, middle, mlp_rstd, mlp_norm, dout, "dmiddle")
         # 2. The attention: middle = x + attention(norm(x) Wqkv^T) Wo^T.
         read = attended.index_select(0, self.packed.kept) if last else attended
         dout_weight = self.of_weight(dmiddle, read)
-        dread, dresidual = self.back(dmiddle, out_weight), dmiddle
+        dread, dresidual = self.back(dmiddle, out_weight, self.at("attended", rows)), dmiddle
         if last:
             dread = torch.empty_like(attended).index_copy_(0, self.packed.kept, dread)
             dresidual = torch.zeros_like(x).index_copy_(0, self.packed.kept, dmiddle)
-        dqkv = torch.empty_like(qkv)
+        dqkv = self.scratch.qkv
         families = self.last_families if last else self.families
         if self.lib.attention_backward(
             pointer(qkv), pointer(attended), pointer(dread), pointer(lse), pointer(dqkv), families, self.threads
@@ -233,5 +292,6 @@ class _Run:
         normed, _ = self.norm(x, attention_norm, keep=False)
         dqkv_weight = self.of_weight(dqkv, normed)
         dbias = None if qkv_bias is None else dqkv.sum(0)
-        dx, dattention_norm = self.norm_backward(self.back(dqkv, qkv_weight), x, rstd, attention_norm, dresidual)
+        dnormed = self.back(dqkv, qkv_weight, self.at("dnormed", len(x)))
+        dx, dattention_norm = self.norm_backward(dnormed, x, rstd, attention_norm, dresidual, "dx")
         return dx, [dattention_norm, dqkv_weight, dbias, dout_weight, dmlp_norm, dgate_up_weight, ddown]

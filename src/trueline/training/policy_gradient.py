@@ -126,6 +126,7 @@ def update_policy(
         what=f"{stage.method} seed {stage.seed}",
         accept=accept,
     )
+    optimizer.zero_grad(set_to_none=True)  # not beside the critic's
     stage.meter.train(policy.parameter_count, int(rollout.lengths[rows].sum()))
     if also is not None:
         also.booked()

@@ -40,7 +40,7 @@ class Config(Section):
     """`probe.*`"""
 
     prompts: int = Field(150, ge=2, description="selection prompts that own samples and fixed answers are scored on")
-    samples: int = Field(8, ge=2, description="own samples to each of them; the n of best-of-n")
+    best_of: int = Field(8, ge=2, description="own samples to each of them, of which the reward model takes one")
     pairs: int = Field(150, ge=2, description="training pairs, of different prompts, that are held against own samples")
     constants: int = Field(12, ge=2, description="fixed answers of each set: the most frequent texts")
     members: int = Field(1, ge=0, le=8, description="further reward models of the same pairs; 0: no disagreement")
@@ -49,7 +49,7 @@ class Config(Section):
 def objective(config: Config) -> str:
     """What this stage does in one line."""
     return (
-        f"probe: SFT's samples against the pairs and the reward model, {config.prompts} prompts x {config.samples} "
+        f"probe: SFT's samples against the pairs and the reward model, {config.prompts} prompts x {config.best_of} "
         f"samples, {config.constants} fixed answers; nothing is trained"
     )
 
@@ -64,11 +64,11 @@ def train(config: Config, stage: Stage) -> None:
     sft, pairs = load_policy(stage, "sft"), _of_different_prompts(training_pairs(stage))[: config.pairs]
     # 1. Own samples: on selection prompts, and one on the prompt of each pair.
     asked = stage.task.prompts("selection")[: config.prompts]
-    rows = [p for p in asked for _ in range(config.samples)]
+    rows = [p for p in asked for _ in range(config.best_of)]
     rollout, texts = _draw(stage, sft, rows, "probe")
     beside, beside_texts = _draw(stage, sft, [p.prompt for p in pairs], "probe/pairs")
     # 2. The pairs, under SFT.
-    found: dict[str, Any] = {"prompts": len(asked), "samples": config.samples, "pairs": len(pairs)}
+    found: dict[str, Any] = {"prompts": len(asked), "samples": config.best_of, "pairs": len(pairs)}
     found["likelihood"] = _likelihood(stage, sft, pairs, beside)
     found["producible"] = _producible(stage, pairs, rows, texts, beside_texts)
     # 3. The reward models, on both.
@@ -145,7 +145,7 @@ def _of_reward(
     own = np.stack([_scores(stage, member, drawn) for member in members]).reshape(len(names), len(asked), -1)
     gold = None
     if not stage.task.learned_gold:
-        judged = stage.task.judge_many([p for p in asked for _ in range(config.samples)], texts)
+        judged = stage.task.judge_many([p for p in asked for _ in range(config.best_of)], texts)
         gold = np.array([j.score for j in judged]).reshape(len(asked), -1)
     sides = {side: [getattr(p, side) for p in pairs] for side in ("chosen", "rejected")}
     found: dict[str, Any] = {"best_of": best_of_gain(own, gold)}
