@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,12 @@ from trueline.study.comparisons import LEAD, arm_interval
 from trueline.study.contrasts import METRIC
 from trueline.study.document import Document, Figure, Mark, Section, Table, Text, figure_text, interval_text
 from trueline.study.drawing import GRID, TEXT, Tile, draw, tile_map
+from trueline.study.foresight import Foresight, sentence
 from trueline.study.plots import MARKS, slug
 from trueline.study.verdict import display
 from trueline.study.worldmap import PICKS, Dial, Place, lead
 
-__all__ = ["boundary", "map_page", "summary"]
+__all__ = ["boundary", "foresight_parts", "map_page", "summary"]
 
 PICKED = {
     "selected": "at the checkpoint that the selection prompts pick",
@@ -76,6 +77,31 @@ def map_page(
     note = "Places are compared within themselves, on the same seeds; nothing is corrected over the places together."
     title = summary(places)
     return Document("map", f"{task.name} · {seeds} seeds a place", title, note, sections, facts, threats[0], command)
+
+
+def foresight_parts(known: Mapping[str, Sequence[Foresight]]) -> list[Any]:
+    """A sentence for each arm, and the areas of every figure."""
+    if not known:
+        return []
+    note = Text(
+        "Area under the ROC curve of each figure of the probe against the collapses of each arm: 0.5 knows nothing. "
+        "Intervals draw the seeds of a column anew. In brackets: among runs of one and the same place, where a figure "
+        "cannot live on knowing the dial. Figures flag risks; this is what they foresaw here.",
+        "note",
+    )
+    names = list(dict.fromkeys(f.name for found in known.values() for f in found))
+    rows = [
+        (name, *(_area_text(next(f for f in found if f.name == name)) for found in known.values())) for name in names
+    ]
+    columns = ("figure", *(f">{display(arm)}, {found[0].collapsed}/{found[0].runs}" for arm, found in known.items()))
+    return [note, *(Text(sentence(display(arm), found)) for arm, found in known.items()), Table(columns, rows)]
+
+
+def _area_text(found: Foresight) -> str:
+    if found.auc is None:
+        return "–"
+    within = f" ({figure_text(found.within)})" if found.within is not None else ""
+    return f"{figure_text(found.auc)} [{figure_text(found.low)}, {figure_text(found.high)}]{within}"
 
 
 def _grid(places: Sequence[Place], make: Any) -> list[list[Any]]:

@@ -17,7 +17,7 @@ from trueline.runs.cell import read_json, write_json
 from trueline.study.design import Builder, Design, Node, Variant
 from trueline.study.matrix import ArmRuns, read_cell
 
-__all__ = ["Plan", "Row", "plan_rows", "read_rows", "with_changes", "write_rows"]
+__all__ = ["Plan", "Row", "plan_rows", "read_probes", "read_rows", "with_changes", "write_rows"]
 
 INDEX = "rows.json"
 SCHEMA = 1
@@ -190,3 +190,14 @@ def read_rows(directory: Path) -> dict[str, ArmRuns]:
         address = entry["cells"]["evaluate"]
         found.setdefault(entry["row"], []).append(read_cell(directory / "cells", entry["row"], entry["seed"], address))
     return {name: ArmRuns(name, tuple(cells)) for name, cells in found.items()}
+
+
+def read_probes(directory: Path) -> dict[tuple[str, int], Any]:
+    """(row, seed) -> what was measured before its training, for the rows that have a probe."""
+    rows = read_json(directory / INDEX)["rows"]
+    named = {(entry["row"], entry["seed"]): entry["cells"].get("probe") for entry in rows}
+    return {
+        at: read_json(directory / "cells" / address / "probe.json")
+        for at, address in named.items()
+        if address is not None
+    }
