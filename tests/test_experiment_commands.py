@@ -95,3 +95,17 @@ def test_what_cannot_be_run_is_told_before_anything_runs(tmp_path, arguments, wo
 
 def _flat(text: str) -> str:
     return " ".join(text.split())
+
+
+def test_the_theory_in_small(tmp_path) -> None:
+    done = trueline("theory", "--seeds", "2", "-o", "theory", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "theory" / "theory.json").read_text())
+    parts = {name: part for name, part in record.items() if isinstance(part, dict)}
+    assert set(parts) == {
+        "theorem", "soft_labels", "support", "flow", "corners", "grid", "sensitivity", "misspecified", "coverage",
+    }  # fmt: skip
+    assert all(part["claim"] and part["says"] for part in parts.values())
+    assert record["theorem"]["dpo"][-1]["loss"] < 1e-6 and record["theorem"]["ppo"][-1]["policy"][2] == 0
+    page = (tmp_path / "theory" / "theory.html").read_text()
+    assert page.count("<svg") >= 9 and "<script" not in page

@@ -254,6 +254,24 @@ def map_(
 
 
 @app.command()
+def theory(
+    out: Out = None,
+    quick: Annotated[bool, typer.Option("--quick", help="few seeds: some seconds")] = False,
+    seeds: Annotated[int | None, typer.Option("--seeds", min=2, help="how many worlds of each kind")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Exact tables: Theorem 4.1 and its limits, where gradient descent goes, the 8 x 8 study at matched KL."""
+    from trueline.commands.theory import QUICK_SEEDS, SEEDS
+    from trueline.commands.theory import theory as run
+
+    shown = Console(stderr=True, highlight=False) if as_json else console
+    count = seeds or (QUICK_SEEDS if quick else SEEDS)
+    record = run(count, out or Path("runs") / "theory", _command(), shown)
+    if as_json:
+        print(json.dumps(record))
+
+
+@app.command()
 def findings(
     overrides: Overrides = None,
     out: Out = None,
