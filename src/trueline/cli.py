@@ -477,6 +477,21 @@ def bench_memory_command(
         print(json.dumps(record))
 
 
+@bench_app.command("statistics")
+def bench_statistics_command(
+    out: Record = None,
+    studies: Annotated[int, typer.Option("--studies", min=50, help="simulated studies of each kind")] = 2500,
+    as_json: AsJson = False,
+) -> None:
+    """Coverage, false positives and power of the study's statistics, over simulated studies with known truth."""
+    from trueline.commands.bench_statistics import bench_statistics
+
+    shown = Console(stderr=True, quiet=True) if as_json else console
+    record = bench_statistics(shown, out, studies, _command())
+    if as_json:
+        print(json.dumps(record))
+
+
 @bench_app.command("curves")
 def bench_curves_command(
     out: Record = None,

@@ -21,6 +21,7 @@ from trueline.study.statistics import (
 )
 
 __all__ = [
+    "ALPHA",
     "CANDIDATES",
     "FAMILY",
     "LEAD",

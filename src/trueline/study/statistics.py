@@ -197,12 +197,18 @@ def equivalent(interval: Interval, margin: float) -> bool:
     return bool(-margin <= interval.low and interval.high <= margin)
 
 
-def seeds_needed(differences: ArrayLike, target: float, level: float = 0.95, limit: int = 200) -> int | None:
-    """The fewest seeds at which the expected half-width falls below `target`, the prompts staying as they are.
+def seeds_needed(
+    differences: ArrayLike, target: float, level: float = 0.95, limit: int = 200, *, power: float = 0.5
+) -> int | None:
+    """The fewest seeds at which a difference of `target` leaves 0 outside its interval with probability `power`, the
+    prompts staying as they are: expected half-width + z_power standard errors below `target`.
 
-    Uses the variance components of `differences [seed, prompt]`. None: one seed (no components), or more than `limit`,
-    as when the prompts alone are too few.
+    At power 0.5 that is a half-width equal to the target: a difference that stays as it is is then parted from 0 in
+    one study of two. Uses the variance components of `differences [seed, prompt]`. None: one seed (no components), or
+    more than `limit`, as when the prompts alone are too few.
     """
+    from scipy.special import ndtri
+
     d = np.asarray(differences, dtype=np.float64)
     if d.ndim != 2 or d.shape[0] < 2 or not target > 0:
         return None
@@ -213,7 +219,8 @@ def seeds_needed(differences: ArrayLike, target: float, level: float = 0.95, lim
         excess, count = n * prompt_part, n * prompts
         df = np.maximum(_satterthwaite(ms_seed, excess, ms_error, n, prompts), n - 1.0)
         expected = Crossed(d.mean(), (ms_seed + excess) / count, df, ms_seed / count, n - 1.0)
-        if expected.half_width(level) < target:
+        spread = np.sqrt(np.maximum(expected.variance, expected.seed_variance))
+        if expected.half_width(level) + float(ndtri(power)) * spread < target:
             return n
     return None
 

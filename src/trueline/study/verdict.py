@@ -6,7 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
 
-from trueline.study.comparisons import CANDIDATES, LEAD, Comparison, arm_interval, compare, differences, find
+from trueline.study.comparisons import (
+    ALPHA,
+    CANDIDATES,
+    FAMILY,
+    LEAD,
+    Comparison,
+    arm_interval,
+    compare,
+    differences,
+    find,
+)
 from trueline.study.diagnostics import collapse_marks
 from trueline.study.matrix import ArmRuns, Study
 from trueline.study.statistics import equivalent, paired_interval, seeds_needed
@@ -15,6 +25,8 @@ __all__ = ["CANNOT_TELL", "NO_DIFFERENCE", "Verdict", "display", "judge"]
 
 NO_DIFFERENCE, CANNOT_TELL = "no-difference", "cannot-tell"
 WEAK_GOLD = 0.55
+POWER = 0.8
+"""Of the study that the verdict asks for: how often it would part the two, were the difference what it seems."""
 NAMES = {
     "sft": "SFT",
     "sft-chosen": "SFT on chosen",
@@ -152,10 +164,13 @@ def _what_it_takes(case: _Case, best: tuple[str, ...]) -> str:
     d = differences(case.arms[pair[0]], case.arms[pair[1]], case.study.manifest.metric)
     # wide enough to part the two, or narrow enough to lie within the margin, whichever comes first
     target = max(abs(float(d.mean())), case.study.margin - abs(float(d.mean())))
-    seeds, names = seeds_needed(d, target), f"{display(pair[0])} against {display(pair[1])}"
+    declared = sum(row.family == "declared" for row in case.rows) if pair in FAMILY else 1
+    seeds = seeds_needed(d, target, 1 - ALPHA / max(declared, 1), power=POWER)
+    names = f"{display(pair[0])} against {display(pair[1])}"
     if seeds is None:
         return f"{names} would take more than 200 seeds on these prompts: add evaluation prompts first"
-    return f"about {max(seeds, d.shape[0] + 1)} seeds would settle {names} if the difference stays as it is"
+    more = max(seeds, d.shape[0] + 1)
+    return f"about {more} seeds would settle {names}, four times in five, if the difference stays as it is"
 
 
 def _runner_up(case: _Case, best: tuple[str, ...]) -> str:
