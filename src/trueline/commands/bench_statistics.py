@@ -19,7 +19,7 @@ POWER = (("seeds differ most", 0.5), ("both", 0.4), ("prompts differ most", 0.4)
 
 
 def bench_statistics(console: Console, out: Path | None, studies: int, command: str) -> dict[str, Any]:
-    """Every regime, truth and number of seeds, `studies` of each; prints the table, writes `out`, returns the record."""
+    """Every regime, truth and number of seeds, `studies` of each: printed, written to `out`, returned."""
     began = time.perf_counter()
     rows = [
         studied_json(simulate(regime, truth, seeds, studies))

@@ -175,8 +175,8 @@ def power_record(regime: Regime, pilot: int, studies: int, *, effect: float, pow
         parted += interval.p < ALPHA and interval.mean > 0
     low, high = (int(v) for v in np.percentile(needed, [10, 90]))
     return {
-        "regime": regime.name, "pilot_seeds": pilot, "effect": effect, "said": power, "seeds": n, "seeds_80": [low, high],
-        "reached": parted / studies, "studies": studies,
+        "regime": regime.name, "pilot_seeds": pilot, "effect": effect, "said": power, "seeds": n,
+        "seeds_80": [low, high], "reached": parted / studies, "studies": studies,
     }  # fmt: skip
 
 
