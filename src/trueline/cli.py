@@ -181,7 +181,7 @@ def ablate(
         list[str] | None,
         typer.Argument(
             metavar="[DESIGN|KEY|KEY=VALUE]...",
-            help="ladder, batch, norm, reference, value, dpo, beta, sync, feedback; keys (ppo.value_norm); settings",
+            help="ladder, batch, norm, reference, value, dpo, beta, sync, feedback, overoptimisation; keys; settings",
         ),
     ] = None,
     out: Out = None,

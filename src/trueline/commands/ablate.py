@@ -12,7 +12,7 @@ from rich.console import Console
 
 from trueline.commands.experiment import run_rows, seeds_or
 from trueline.runs.cell import write_json
-from trueline.study.ablations import DESIGNS, Ablation, Setting, ablation_of_keys, design_named
+from trueline.study.ablations import DESIGNS, FLOOR, Ablation, Setting, ablation_of_keys, design_named
 from trueline.study.contrasts import UNDECIDED, Effect, effects, sentence
 from trueline.study.document import Document, Fold, Section, Table, Text, save
 from trueline.study.experiment import (
@@ -25,6 +25,8 @@ from trueline.study.experiment import (
     row_table,
 )
 from trueline.study.matrix import ArmRuns
+from trueline.study.overoptimisation import overoptimisation_json
+from trueline.study.overoptimisation_page import overoptimisation_parts
 from trueline.study.rows import Row
 from trueline.tasks.task import Task
 from trueline.training.pages import arms
@@ -63,6 +65,7 @@ def ablate(
                     for row in design.rows
                 ],
                 "effects": [effect_json(effect, unit) for effect in found[design.name]],
+                **_more(design, rows),
             }
             for design in designs
         ],
@@ -88,6 +91,13 @@ def _designs(asked: Sequence[str], setting: Setting) -> list[Ablation]:
     named = [name for name in asked if "." not in name] or ([] if keys else list(DEFAULT_DESIGNS))
     designs = [design_named(name, setting) for name in named]
     return designs + ([ablation_of_keys(keys, setting, arms())] if keys else [])
+
+
+def _more(design: Ablation, rows: Mapping[str, ArmRuns]) -> dict[str, Any]:
+    """What a design has beside its rows and effects."""
+    if design.name != "overoptimisation":
+        return {}
+    return {"overoptimisation": overoptimisation_json(_of(design, rows), FLOOR)}
 
 
 def _key(design: Ablation, row: Row) -> str:
@@ -163,6 +173,7 @@ def _section(design: Ablation, rows: Mapping[str, ArmRuns], found: Sequence[Effe
         *([Fold(f"Undecided here, {len(rest)} of {len(found)}", rest)] if rest else []),
         effect_table(found),
         row_table(list(own.values()), rows["sft"], unit),
+        *(overoptimisation_parts(own, FLOOR, unit) if design.name == "overoptimisation" else []),
         *([curve] if curve else []),
         *(Text(note, "note") for note in design.notes),
         Fold("Settings of the rows", (settings,)),

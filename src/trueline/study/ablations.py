@@ -16,7 +16,7 @@ from trueline.errors import InputError
 from trueline.study.contrasts import Contrast
 from trueline.study.rows import Row
 
-__all__ = ["DESIGNS", "Ablation", "Setting", "ablation_of_keys", "design_named"]
+__all__ = ["DESIGNS", "FLOOR", "Ablation", "Setting", "ablation_of_keys", "design_named"]
 
 SMALL = 64
 """The paper's small batch."""
@@ -360,8 +360,41 @@ def _feedback_of_a_judge(setting: Setting) -> Ablation:
     return Ablation("feedback", "Which method does each kind of feedback favour?", rows, contrasts, (note,))
 
 
+FLOOR = "sft, 64 samples"
+"""Of the design overoptimisation: what best-of-n is read off."""
+
+
+def overoptimisation(setting: Setting) -> Ablation:
+    """Gold against proxy over sqrt(KL): PPO with and without its penalty, DPO within its first epoch and beyond."""
+    ppo = setting.sections["ppo"]
+    base = _batches(setting, ppo.batch_size, setting.samples, ema_eta=0.0)
+    dense = {"train": {"snapshots": 20}}
+
+    def of(name: str, arm: str, **changes: Any) -> Row:
+        return Row(name, arm, {arm: changes, **dense})
+
+    rows = (
+        Row(FLOOR, "sft", {"evaluate": {"samples": 64}}),
+        of("ppo", "ppo", **base),
+        of("ppo, no penalty, 3 times as long", "ppo", **(base | {"kl_coef": 0.0, "steps": 3 * base["steps"]})),
+        of("dpo, first epoch", "dpo", epochs=1.0),
+        of("dpo, four epochs", "dpo", epochs=4.0),
+    )
+    contrasts = (
+        Contrast("Going on without a penalty", rows[2].name, "ppo"),
+        Contrast("Three more epochs", rows[4].name, rows[3].name, "DPO"),
+        Contrast("PPO for DPO", "ppo", rows[3].name, "DPO's first epoch"),
+    )
+    notes = (
+        "Best-of-n is read off 64 samples of SFT a test prompt, every subset counted; its KL is log n - (n - 1) / n. "
+        "Curves are on the selection prompts, each as a gain over its own start.",
+    )
+    question = "How far can each method go before the reward it follows misleads it?"
+    return Ablation("overoptimisation", question, rows, contrasts, notes)
+
+
 DESIGNS: dict[str, Callable[[Setting], Ablation]] = {
-    f.__name__: f for f in (ladder, batch, norm, reference, value, dpo, beta, sync, feedback)
+    f.__name__: f for f in (ladder, batch, norm, reference, value, dpo, beta, sync, feedback, overoptimisation)
 }
 
 

@@ -81,9 +81,7 @@ class Config(Section):
         1.0, gt=0, description="of the Bradley-Terry labeller, in units of gold", json_schema_extra=OF_PAIRS
     )
     demonstrations: int = Field(5000, ge=100, description="how many demonstrations SFT sees")
-    pairs: int = Field(
-        2400, ge=20, description="how many labelled comparisons there are", json_schema_extra=OF_PAIRS
-    )
+    pairs: int = Field(2400, ge=20, description="how many labelled comparisons there are", json_schema_extra=OF_PAIRS)
 
 
 class Dialogue:
