@@ -34,8 +34,6 @@ def findings(overrides: Sequence[str], seeds: str, directory: Path, command: str
         sections = seeds_or(sections, SEEDS)
         if len(sections["study"].seeds) < 2:
             raise InputError("an interval needs two seeds", where="command line", field="--seeds", remedy="give five")
-        if group.free:
-            sections = sections | {"study": sections["study"].model_copy(update={"budget": 0.0})}
         resolved[group.name] = (task, sections)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / HOLDER, {"command": command, "runs": [group.name for group in GROUPS]})
@@ -43,8 +41,9 @@ def findings(overrides: Sequence[str], seeds: str, directory: Path, command: str
     for group in GROUPS:
         task, sections = resolved[group.name]
         console.print(f"\n{group.name}", markup=False)
-        rows = rows_of(group, sections, verified=task.verified)
-        runs[group.name] = run_rows("findings", rows, task, sections, directory / group.name, command, console)
+        rows = rows_of(group, sections, verified=task.verified)  # the cap says how many samples the rows draw
+        free = sections | {"study": sections["study"].model_copy(update={"budget": 0.0})} if group.free else sections
+        runs[group.name] = run_rows("findings", rows, task, free, directory / group.name, command, console)
         used[group.name] = sections
     found = findings_of(runs, used)
     record = {

@@ -41,7 +41,8 @@ SAFE = "test/sampled/safe"
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that run in one directory: a task under some settings of its own. `free`: no cap on what an arm spends."""
+    """Rows that run in one directory: a task under some settings of its own. `free`: the rows say how much they draw,
+    and no cap holds besides."""
 
     name: str
     task: str
@@ -56,7 +57,7 @@ GROUPS = (
     Group("code", "code", LIGHT),
     Group("safe-dialogue", "safe-dialogue", free=False),
     *(
-        Group(f"{task}-width-{width or 64}", task, (*light, *((f"model.width={width}",) if width else ())))
+        Group(f"{task}-width-{width or 64}", task, (*light, *((f"model.width={width}",) if width else ())), free=False)
         for task, light in (("dialogue", ()), ("code", LIGHT))
         for width in WIDTHS
     ),
