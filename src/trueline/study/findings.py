@@ -57,7 +57,12 @@ GROUPS = (
     Group("code", "code", LIGHT),
     Group("safe-dialogue", "safe-dialogue", free=False),
     *(
-        Group(f"{task}-width-{width or 64}", task, (*light, *((f"model.width={width}",) if width else ())), free=False)
+        Group(
+            f"{task}-width-{width or 64}",
+            task,
+            (*light, *((f"model.width={width}",) if width else ())),
+            free=task == "dialogue",  # a cap of FLOPs would cut wider models short; one of executions cuts all alike
+        )
         for task, light in (("dialogue", ()), ("code", LIGHT))
         for width in WIDTHS
     ),
