@@ -21,7 +21,7 @@ from .pages import Page
 from .study_builder import ARMS, QUIRKY, Spec, build_run
 
 TOP = {"schema", "task", "world", "seeds", "arms", "comparisons", "verdict", "variants", "diagnostics", "threats",
-       "over_prompts", "tuning", "judges"}  # fmt: skip
+       "over_prompts", "tuning", "judges", "probes"}  # fmt: skip
 ARM = {"name", "variant", "metrics", "cost", "picks", "collapsed"}
 COST = {"seconds", "flops", "sampled_tokens", "trained_tokens", "reward_calls", "labels", "peak_memory_bytes"}
 
@@ -91,7 +91,7 @@ class TestPage:
 
     def test_figures_do_not_clash(self, built):
         page = Page(built[2])
-        assert len(page.ids) == len(set(page.ids)) and len([i for i in page.ids if i.endswith("-title")]) == 7
+        assert len(page.ids) == len(set(page.ids)) and len([i for i in page.ids if i.endswith("-title")]) == 8
         wanted = re.findall(r"(?:url\(|href=\")#([\w.-]+)", built[2])
         assert wanted and set(wanted) <= set(page.ids)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trueline.study.matrix import ArmRuns, Study, Variant
+from trueline.study.probes import risks
 from trueline.study.programs import UNSAFE, by_example, unjudged
 
 __all__ = ["LOUD", "Flag", "collapse_marks", "diagnose"]
@@ -17,6 +18,7 @@ REFUSAL_RISE = 0.10
 LENGTH_DRIFT = 0.25
 LOGPROB_FALL = 1.0  # nats per response
 ALL_ARMS = "all arms"
+BEFORE = "before training"
 UNCONTAINED, INCIDENTS, NOT_JUDGED = "not contained", "sandbox incidents", "samples not judged"
 LOUD = (UNCONTAINED, INCIDENTS, NOT_JUDGED)
 """Flags of the machinery: they stand first, and the page sets them apart."""
@@ -45,6 +47,8 @@ def diagnose(study: Study) -> tuple[Flag, ...]:
     """All flags of all variants: those of the machinery, then in the order of variants, checks and arms."""
     flags: list[Flag] = list(_machinery(study)) if study.manifest.by_tests else []
     for variant in study.variants:
+        for name, value, text in risks(study.manifest.probes.get(variant.name, ())):
+            flags.append(Flag(name, variant.name, BEFORE, value, text))
         for check in CHECKS:
             for arm in variant.arms.values():
                 flags.extend(check(study, variant, arm))
@@ -114,9 +118,19 @@ def _falling_logprobs(study: Study, variant: Variant, arm: ArmRuns) -> Iterator[
     if chosen is not None and rejected is not None and chosen < -LOGPROB_FALL and rejected < -LOGPROB_FALL:
         text = (
             f"log-probabilities of chosen ({chosen:+.1f} nats) and rejected ({rejected:+.1f}) both fall: "
-            "probability moves to responses that are in no pair."
+            f"probability moves to responses that are in no pair.{_remedy(arm)}"
         )
         yield Flag("both log-probs fall", variant.name, arm.name, chosen, text)
+
+
+def _remedy(arm: ArmRuns) -> str:
+    """What to do, for arms that learn from the pairs alone: the others move by their own samples."""
+    if any(point.sampled_tokens for cell in arm.cells for point in cell.curve):
+        return " Its own samples decide where to: see the mass outside the pairs."
+    return (
+        " The loss sees the difference of the two alone. What helps: SFT on the chosen sides first, an NLL term "
+        "(dpo-nll), DPO-positive, DPO-Iter, or PPO."
+    )
 
 
 def _outside(study: Study, variant: Variant, arm: ArmRuns) -> Iterator[Flag]:

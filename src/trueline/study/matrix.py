@@ -46,6 +46,8 @@ class Manifest:
     judges: tuple[Any, ...] = ()
     sandbox: Mapping[str, Any] = field(default_factory=dict)
     pairs: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    probes: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    """Variant -> what was measured before training, a row per seed (`study/probes.py`)."""
 
     @property
     def by_tests(self) -> bool:

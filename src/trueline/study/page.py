@@ -14,6 +14,7 @@ from trueline.study.diagnostics import LOUD, Flag, collapse_marks, diagnose
 from trueline.study.judges import judge_rows
 from trueline.study.matrix import ArmRuns, Study, Variant
 from trueline.study.plots import MARKS, figures, slug
+from trueline.study.probes import COLUMNS
 from trueline.study.programs import programs
 from trueline.study.statistics import Interval
 from trueline.study.trials import trial_table
@@ -142,6 +143,8 @@ def _context(study: Study, verdict: Verdict) -> dict[str, Any]:
         "flags": _by_name(diagnose(study)),
         "behaviour": _behaviour(primary),
         "tuning": trial_table(study.manifest.tuning),
+        "probes": study.manifest.probes,
+        "probe_columns": COLUMNS,
         "judges": judge_rows(study.manifest.judges, study.manifest.gold_name),
         "split": metric.split("/")[0],
         "strip_width": STRIP,

@@ -58,6 +58,7 @@ class _Panel:
     ylabel: str
     keys: tuple[tuple[str, str], ...]  # metric key and line style ("" keeps the arm's own)
     per_seed: bool = True
+    relative: bool = False  # to the start of each curve
 
 
 def slug(arm: str) -> str:
@@ -129,6 +130,18 @@ PANELS = (
         "log-probability (nats per response)",
         (("pairs/logps_chosen", "-"), ("pairs/logps_rejected", "--")),
         per_seed=False,
+    ),
+    _Panel(
+        "log-ratios",
+        "Log-ratio to the start, on pairs and on own samples",
+        "Chosen solid, rejected dashed, the policy's own samples dotted (their mean log-ratio to SFT is the KL). Own "
+        "samples rise in every arm that moves; where both sides of the pairs fall below 0, what rises is in no pair.",
+        _progress,
+        PROGRESS,
+        "log pi / pi_start (nats per response)",
+        (("pairs/logps_chosen", "-"), ("pairs/logps_rejected", "--"), ("selection/sampled/kl", ":")),
+        per_seed=False,
+        relative=True,
     ),
     _Panel(
         "outside",
@@ -214,7 +227,7 @@ def _draw(axes: Any, panel: _Panel, arm: ArmRuns) -> bool:
     drawn = False
     for key, style in panel.keys:
         lines = [_line(panel, arm, curve) for curve in arm.curve(key)]
-        lines = [line for line in lines if len(line)]
+        lines = [line - [0.0, line[0, 1] * panel.relative] for line in lines if len(line)]
         if not lines:
             continue
         drawn = True

@@ -13,6 +13,7 @@ from trueline.config import digest, to_plain
 from trueline.errors import InputError
 from trueline.runs.cell import read_json, write_json
 from trueline.study.design import Node, Variant
+from trueline.study.probes import probe_row
 
 __all__ = [
     "chosen_settings",
@@ -172,7 +173,18 @@ def manifest_of(
         "judges": _judges(nodes, cells),
         "sandbox": _sandbox(cells.values()),
         "pairs": _program_pairs(nodes, cells),
+        "probes": _probes(nodes, cells),
     }
+
+
+def _probes(nodes: Sequence[Node], cells: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
+    """What was measured before training, of each variant and seed."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for node in nodes:
+        if node.arm == "probe":
+            row = probe_row(read_json(cells[node.key] / "probe.json"))
+            found.setdefault(node.variant, []).append({"seed": node.seed} | row)
+    return found
 
 
 def _program_pairs(nodes: Sequence[Node], cells: Mapping[str, Path]) -> dict[str, list[dict[str, Any]]]:
