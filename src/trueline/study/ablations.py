@@ -7,7 +7,7 @@ the reward's offset, the critic. Where a task has no such thing as a design need
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -105,7 +105,7 @@ def batch(setting: Setting) -> Ablation:
     updates = rounds * parts
     fixed = {"ema_eta": 0.0}
     few = {"batch_size": SMALL, **fixed}
-    rows = (
+    rows = [
         _ppo("large", _batches(setting, size, samples), **fixed),
         _ppo("large, small minibatches", _batches(setting, size, samples, minibatches=max(1, size // SMALL)), **fixed),
         _ppo("small, equal samples", _batches(setting, SMALL, samples, minibatches=1), **fixed),
@@ -116,8 +116,8 @@ def batch(setting: Setting) -> Ablation:
         _ppo("small, equal rounds", few | {"steps": rounds, "critic_warmup": ppo.critic_warmup, "minibatches": parts}),
         _ppo("large, 4 passes", _batches(setting, size, samples), epochs=4, **fixed),
         _ppo("small, 4 passes", _batches(setting, SMALL, samples, minibatches=1), epochs=4, **fixed),
-    )
-    contrasts = (
+    ]
+    contrasts = [
         Contrast("A large batch", "large", "small, equal samples", "equal samples"),
         Contrast("A large batch", "large, small minibatches", "small, equal samples", "equal samples and updates"),
         Contrast("A large batch", "large", "small, equal updates", "equal updates"),
@@ -125,13 +125,19 @@ def batch(setting: Setting) -> Ablation:
         Contrast("A large batch", "large, 4 passes", "small, 4 passes", "equal samples, four passes over each batch"),
         Contrast("Four passes", "large, 4 passes", "large", f"batch {size}"),
         Contrast("Four passes", "small, 4 passes", "small, equal samples", f"batch {SMALL}"),
-    )
+    ]
+    if size // SMALL == parts:  # minibatches are as small as the small batch: three questions are one
+        same = {"large, small minibatches", "small, equal updates"}
+        rows = [row for row in rows if row.name not in same]
+        contrasts = [replace(c, regime="equal samples and updates") if c.regime == "equal samples" else c
+                     for c in contrasts if not {c.a, c.b} & same]  # fmt: skip
     notes = (
         f"Large: {size} responses in {parts} minibatches, {rounds} rounds, {updates} updates, {samples:,} samples. "
         f"Small: {SMALL} responses a round; at equal samples {samples // SMALL} rounds of one update; at equal updates "
         f"{updates} rounds of one; at equal rounds {rounds} rounds of {parts}. The reference is fixed throughout.",
     )
-    return Ablation("batch", "What is it in a large batch that helps, if anything?", rows, contrasts, notes)
+    question = "What is it in a large batch that helps, if anything?"
+    return Ablation("batch", question, tuple(rows), tuple(contrasts), notes)
 
 
 def norm(setting: Setting) -> Ablation:

@@ -119,8 +119,9 @@ def row_table(rows: Sequence[ArmRuns], sft: ArmRuns | None, unit: str, note: str
     for row, selected, end in found:
         if selected is None:
             continue
-        fallen = sum(collapse_marks(row, sft, METRIC)) if sft is not None and row.name != "sft" else 0
         kl = row.figure("test/sampled/kl")
+        moved = sft is not None and row.name != "sft" and (kl is None or max(kl) > 0)  # SFT sampled anew is no arm
+        fallen = sum(collapse_marks(row, sft, METRIC)) if moved else 0
         body.append(
             (
                 row.name,
