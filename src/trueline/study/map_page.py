@@ -27,7 +27,9 @@ PICKED = {
 
 
 def boundary(grid: np.ndarray) -> list[list[tuple[float, float]]]:
-    """The lines on which the grid `[y, x]` crosses 0, linear between places; points (x, y) in steps of the grid."""
+    """The lines on which the grid `[y, x]` crosses 0, linear between places; points (x, y) in steps of the grid. A
+    difference that is shown as 0.00 has no sign."""
+    grid = np.round(grid, 2)
     if min(grid.shape) < 2 or not (np.nanmin(grid, initial=0.0) < 0 < np.nanmax(grid, initial=0.0)):
         return []
     from matplotlib.figure import Figure as Canvas
@@ -140,7 +142,7 @@ def _lead_parts(x: Dial, y: Dial, places: Sequence[Place], unit: str) -> list[An
         tiles = [
             [
                 Tile(
-                    f"var(--{slug(a if value >= 0 else b)})",
+                    f"var(--{slug(a if value > 0 else b)})" if round(value, 2) else "var(--muted)",
                     0.08 + 0.72 * abs(value) / max(reach, 1e-12),
                     (figure_text(value, 2, sign=True),),
                 )
@@ -159,7 +161,7 @@ def _lead_parts(x: Dial, y: Dial, places: Sequence[Place], unit: str) -> list[An
         said = (
             "The dashed line is where the two change places, linear between neighbouring places."
             if lines
-            else f"{display(a if np.nanmean(grid) > 0 else b)} is ahead everywhere: they do not change places."
+            else f"{display(a if np.nanmean(grid) > 0 else b)} is nowhere behind: they do not change places."
         )
         parts.append(Figure(title, svg, f"Mean difference in {unit}. {said}"))
     return parts
@@ -222,7 +224,7 @@ def _numbers(x: Dial, y: Dial, places: Sequence[Place], unit: str) -> Table:
                     Mark(f"{fallen}/{len(run.cells)}") if fallen else "",
                     f"{run.charged('flops'):.2g}",
                     f"{run.charged('seconds'):.0f}",
-                    "ahead" if win and win.arm == arm else "not told apart" if win and arm in win.best else "",
+                    "ahead" if win and win.arm == arm else "level" if win and arm in win.best else "",
                 )
             )
     columns = (
@@ -230,5 +232,7 @@ def _numbers(x: Dial, y: Dial, places: Sequence[Place], unit: str) -> Table:
         "selected",
     )  # fmt: skip
     return Table(
-        columns, rows, "FLOPs and seconds are means of what an arm is charged with, its reward model included."
+        columns,
+        rows,
+        "FLOPs and seconds: what an arm is charged with, its reward model included. Level: not told apart from the one ahead.",
     )
