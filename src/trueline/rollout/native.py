@@ -16,6 +16,7 @@ from torch import Tensor
 from trueline.algorithms import logprobs as lp
 from trueline.algorithms.shapes import widened
 from trueline.errors import NumericsError
+from trueline.models import workspace
 from trueline.models.decoder import Decoder, KVCache
 from trueline.models.scoring import Sampling, head_logits
 from trueline.rollout.compiled import can_generate, generate
@@ -59,6 +60,7 @@ class NativeEngine:
             raise ValueError(f"prompt and response need {longest} positions, the model has {context}: shorten either")
         if uniforms is not None and (len(uniforms) != len(prompts) or uniforms.shape[1] < max_new_tokens):
             raise ValueError(f"uniforms: shape {uniforms.shape}, needed are [{len(prompts)}, {max_new_tokens}]")
+        workspace.release()  # a cache and a training pass are not needed at one time
         if can_generate(self.policy, sampling):
             return self._compiled(prompts, uniforms, max_new_tokens, sampling)
         order = np.argsort([len(p) for p in prompts], kind="stable")

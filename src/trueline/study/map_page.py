@@ -234,5 +234,5 @@ def _numbers(x: Dial, y: Dial, places: Sequence[Place], unit: str) -> Table:
     return Table(
         columns,
         rows,
-        "FLOPs and seconds: what an arm is charged with, its reward model included. Level: not told apart from the one ahead.",
+        "FLOPs and seconds: what an arm is charged with. Level: not told apart from the one ahead.",
     )

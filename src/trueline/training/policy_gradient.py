@@ -15,6 +15,7 @@ from trueline.algorithms.masking import masked_sum
 from trueline.algorithms.ppo import approx_kl, clip_fraction, clipped_policy_loss
 from trueline.data.batches import common_prompts, micro_batches
 from trueline.errors import NumericsError
+from trueline.models import workspace
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import response_logprobs
 from trueline.seeds import permutation
@@ -81,6 +82,8 @@ def update_policy(
     The minibatch's mean ratio is watched: over `ratio_stop` the step is not applied. At the first minibatch of a batch
     the ratio must be 1 within 1e-6, 1e-2 in bf16 (NumericsError): nothing has been updated yet. `also` is in the step.
     """
+    if first:
+        workspace.trim()
     rollout = exp.rollout
     count = int(rollout.response_mask[rows].sum())
     sums = dict.fromkeys(("policy/loss", "policy/clipfrac", "policy/approx_kl", "policy/ratio", "policy/entropy"), 0.0)
