@@ -340,7 +340,7 @@ def test_transformers_loads_every_model_of_the_study_with_equal_numbers(study) -
                 torch.testing.assert_close(*pair, atol=1e-5, rtol=1e-5)
                 assert pair[0].abs().max() > 1e-3
     # sft, sft-chosen, dpo-iter, rloo once; dpo, ppo, dpo+ppo with and without shift. Without a cap DPO is its own half.
-    assert kinds["model"] == 10 and kinds["reward_model"] == 2 and kinds["critic"] == 4
+    assert kinds["model"] == 10 and kinds["reward_model"] == 4 and kinds["critic"] == 4
 
 
 @pytest.mark.integration
@@ -403,7 +403,8 @@ def test_ctrl_c_keeps_what_ran_and_the_same_command_goes_on_to_the_same_end(stud
     assert ended.returncode == 0, ended.stderr[-3000:]
     assert {name: (cells / name / "done.json").stat().st_mtime_ns for name in kept} == kept
     whole = study[0] / "cells"
-    assert len(list(cells.iterdir())) == 9  # the base; SFT, pairs, reward model, DPO; two selections, two evaluations
+    # the base; SFT, pairs, two reward models, probe, DPO; two selections, two evaluations
+    assert len(list(cells.iterdir())) == 11
     for name in ("metrics.jsonl", "scores.jsonl", "samples.jsonl", "pairs.jsonl", "model/model.safetensors"):
         found = [path.relative_to(cells) for path in cells.glob(f"*/{name}")]
         assert found and all((cells / path).read_bytes() == (whole / path).read_bytes() for path in found)

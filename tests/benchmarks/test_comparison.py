@@ -35,7 +35,8 @@ def check_record(record: dict, name: str, rounds: int) -> None:
         assert set(side) >= SIDE and len(side["seconds"]["all"]) == rounds == record["rounds"]
         assert 0 < side["seconds"]["min"] <= side["seconds"]["median"] <= side["seconds"]["max"]
         assert 0 < side["gemm_share"] < 2 and 50 < side["peak_mb"] < 4000
-        assert side["gflops"] * 1e9 * side["seconds"]["median"] == pytest.approx(side["model_flops"], rel=0.5)
+        slowest, fastest = (side["model_flops"] / side["seconds"][name] / 1e9 for name in ("max", "min"))
+        assert 0.5 * slowest < side["gflops"] < 1.5 * fastest  # rows of a round differ, and so do rounds
     ratios = [b / a for a, b in zip(ours["seconds"]["all"], peer["seconds"]["all"])]
     assert record["ratio"]["all"] == pytest.approx(ratios)
     assert 0.2 < record["ratio"]["median"] < 5  # a machine that others use at the same time

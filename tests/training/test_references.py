@@ -52,7 +52,7 @@ def test_a_critic_warm_up_moves_neither_policy_nor_reference(tiny_world, tmp_pat
 @pytest.mark.parametrize(("reference", "moves"), [("refresh", True), ("sft", False)])
 def test_each_rounds_reference_is_its_start_or_sft(reference, moves, tiny_world, tmp_path) -> None:
     """At a round's first step the implicit reward is 0 if the reference was refreshed, and is not if it stayed SFT."""
-    cell = run_small(tiny_world, "dpo-iter", tmp_path / "run", settings={"reference": reference, "learning_rate": 1e-2})
+    cell = run_small(tiny_world, "dpo-iter", tmp_path / "run", settings={"reference": reference, "learning_rate": 1e-3})
     first_of_second_round = rows(cell)[2]
     assert (abs(first_of_second_round["rewards/chosen"]) < 1e-5) == moves
 

@@ -23,7 +23,7 @@ PAGES = sorted(pages())
 
 
 def _read_fields(module: ModuleType) -> set[str]:
-    """Attributes that are read of a variable called `config`, in the page and in the training modules it imports."""
+    """Attributes that are read of `config` or `self.config`, in the page and in the training modules it imports."""
     names = [module.__name__]
     for node in ast.walk(ast.parse(inspect.getsource(module))):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("trueline.training."):
@@ -33,7 +33,7 @@ def _read_fields(module: ModuleType) -> set[str]:
     read = set()
     for name in names:
         for node in ast.walk(ast.parse(inspect.getsource(sys.modules[name]))):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "config":
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) in ("config", "self.config"):
                 read.add(node.attr)
     return read
 
@@ -65,7 +65,8 @@ ON = {
     ("ipo", "nll_coef"): 0.5, ("ipo", "ema_eta"): 0.5, ("ln-dpo", "nll_coef"): 0.5, ("ln-dpo", "ema_eta"): 0.5,
     ("kto", "nll_coef"): 0.5, ("kto", "ema_eta"): 0.5, ("simpo", "nll_coef"): 0.5, ("simpo", "gamma"): 1.0,
     ("ppo", "kl_coef"): 0.5, ("ppo", "ema_eta"): 0.5, ("ppo", "advantage_norm"): True, ("ppo", "value_norm"): True,
-    ("ppo", "value_clip"): 0.001, ("rloo", "kl_coef"): 0.5,
+    ("ppo", "value_clip"): 0.001, ("ppo", "critic_trunk"): "separate", ("ppo", "gae_lambda"): 1.0,
+    ("rloo", "kl_coef"): 0.5,
 }  # fmt: skip
 SWITCHES = [(m, k) for m in PAGES for k in ablatable(page(m).Config) if k != "batch_size"]
 

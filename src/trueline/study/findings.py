@@ -68,7 +68,8 @@ GROUPS = (
     ),
 )
 
-PEOPLE = {"world": {"pairs_from": "people"}}
+PEOPLE = {"world": {"pairs_from": "people", "shift": 1.0}}
+"""Pairs of people's programs in a style of their own, as a study's variant has them."""
 
 
 def rows_of(group: Group, sections: Mapping[str, Any], *, verified: bool) -> list[Row]:
@@ -101,6 +102,7 @@ class Part:
     interval: Interval
     unit: str
     paper: int = 1
+    level: bool = False
 
 
 @dataclass(frozen=True)
@@ -290,7 +292,7 @@ def off_policy_code(e: Evidence) -> Finding:
     level = arm_interval(e.runs["code"][row], METRIC, "end")
     parts = (
         Part("SFT less DPO, selected checkpoint", e.effect("code", "sft", row), "pass@1"),
-        Part("DPO at the end of training", level[0] if level else _nothing(), "pass@1", 0),
+        Part("DPO at the end of training", level[0] if level else _nothing(), "pass@1", 0, level=True),
         Part("SFT less DPO-Iter, selected checkpoint", e.effect("code", "sft", "dpo-iter"), "pass@1"),
         Part("SFT less DPO-Iter, end of training", e.effect("code", "sft", "dpo-iter", pick="end"), "pass@1"),
     )
@@ -388,7 +390,8 @@ def inside_beta(e: Evidence) -> Finding:
     effect = Interval(**(vars(weakest) | {"p": max(i.p for i in ends.values())}))
     parts = [Part(f"inside less {name}", interval, "gold") for name, interval in ends.items()]
     parts += [
-        Part(f"PPO, {name.split(', ')[1]}", arm_interval(runs[f"beta: {name}"], METRIC)[0], "gold", 0) for name in rows
+        Part(f"PPO, {name.split(', ')[1]}", arm_interval(runs[f"beta: {name}"], METRIC)[0], "gold", 0, level=True)
+        for name in rows
     ]
     return Finding(
         "beta",

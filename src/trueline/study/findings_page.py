@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trueline.study.document import Bar, Document, Mark, Section, Table, Text, figure_text, interval_text
+from trueline.study.document import Bar, Document, Mark, Section, Table, Text, interval_text
 from trueline.study.findings import Finding, Part
 
 __all__ = ["finding_json", "findings_page", "markdown", "tally"]
@@ -56,7 +56,6 @@ def _part_json(part: Part) -> dict[str, Any]:
 
 def findings_page(findings: Sequence[Finding], threat: str, command: str) -> Document:
     """One table of the eight, then each with its parts."""
-    reach = [f.effect.mean / f.margin for f in findings if f.effect is not None and f.margin]
     digits = 3
     rows = [
         (
@@ -75,7 +74,6 @@ def findings_page(findings: Sequence[Finding], threat: str, command: str) -> Doc
     facts = (
         ("Findings", str(len(findings))),
         ("Seeds", f"at least {min(f.seeds for f in findings)}"),
-        ("Largest effect", f"{figure_text(max(reach), 1)} margins" if reach else "–"),
     )
     title = f"Of eight findings of the paper, {tally(findings)} on the embedded worlds"
     return Document("findings", "arXiv 2404.10719", title, "", sections, facts, threat, command)
@@ -92,7 +90,7 @@ def _section(finding: Finding) -> Section:
     rows = [
         (
             part.what,
-            interval_text(part.interval, 3, sign=part.paper != 0 or part.interval.low < 0),
+            interval_text(part.interval, 3, sign=not part.level),
             Bar(part.interval, -reach[part.unit], reach[part.unit], 0.0) if part.interval.finite else "",
             part.unit,
             {1: "more", -1: "less", 0: ""}[part.paper],

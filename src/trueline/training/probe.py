@@ -50,7 +50,7 @@ def objective(config: Config) -> str:
     """What this stage does in one line."""
     return (
         f"probe: SFT's samples against the pairs and the reward model, {config.prompts} prompts x {config.best_of} "
-        f"samples, {config.constants} fixed answers; nothing is trained"
+        f"samples, {config.constants} fixed answers, {1 + config.members} reward models; nothing is trained"
     )
 
 
