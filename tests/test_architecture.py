@@ -35,6 +35,7 @@ LAYERS = {
 LAYERS["evaluation"] = set(LAYERS) - {"runs", "distributed"}
 LAYERS["training"] = set(LAYERS)
 LAYERS["study"] = {"types", "errors", "config", "seeds", "runs"}
+LAYERS["experiments"] = LAYERS["study"] | {"study"}
 # Benchmarks run whole pages, as users do; the command line shows them.
 LAYERS["benchmarks"] = set(LAYERS)
 # The command line: its parser, its entry point, and one page per command.
@@ -58,6 +59,7 @@ THIRD_PARTIES = {
     "evaluation": {"torch", "numpy", "pydantic"},
     "training": {"torch", "numpy", "pydantic"},
     "study": {"numpy", "scipy", "matplotlib", "pydantic"},
+    "experiments": {"numpy", "matplotlib"},
     "benchmarks": {"numpy", "torch", "tokenizers", "matplotlib"},
     "commands": {"typer", "rich", "numpy", "torch", "yaml"},
     "cli": {"typer", "rich", "click", "torch"},
@@ -96,6 +98,7 @@ LAZY = {
     "rewards": {"openai"},
     "distributed": {"ray"},
     "study": {"matplotlib", "scipy", "torch", "safetensors", "jinja2"},
+    "experiments": {"matplotlib"},
     "cli": {"torch"},
     "benchmarks": {"tokenizers", "matplotlib"},
 }

@@ -240,7 +240,7 @@ def map_(
     listed = [item for item in items or [] if "," in item]
     name, sections, task = _load(target, [i for i in items or [] if i not in listed], quick, seeds)
     from trueline.commands.map import draw_map
-    from trueline.study.worldmap import dials_of
+    from trueline.experiments.worldmap import dials_of
 
     dials, settings = dials_of(sections, listed)
     if settings:  # lists that are values: read again with them

@@ -11,11 +11,11 @@ from typing import Any
 from rich.console import Console
 
 from trueline.commands.experiment import run_rows, seeds_or
-from trueline.runs.cell import write_json
-from trueline.study.ablations import DESIGNS, FLOOR, Ablation, Setting, ablation_of_keys, design_named
-from trueline.study.contrasts import UNDECIDED, Effect, effects, sentence
-from trueline.study.document import Document, Fold, Section, Table, Text, save
-from trueline.study.experiment import (
+from trueline.experiments.ablations import DESIGNS, FLOOR, Ablation, Setting, ablation_of_keys, design_named
+from trueline.experiments.contrasts import UNDECIDED, Effect, effects, sentence
+from trueline.experiments.overoptimisation import overoptimisation_json
+from trueline.experiments.overoptimisation_page import overoptimisation_parts
+from trueline.experiments.parts import (
     curve_figure,
     effect_json,
     effect_table,
@@ -24,10 +24,10 @@ from trueline.study.experiment import (
     row_json,
     row_table,
 )
+from trueline.experiments.rows import Row
+from trueline.runs.cell import write_json
+from trueline.study.document import Document, Fold, Section, Table, Text, save
 from trueline.study.matrix import ArmRuns
-from trueline.study.overoptimisation import overoptimisation_json
-from trueline.study.overoptimisation_page import overoptimisation_parts
-from trueline.study.rows import Row
 from trueline.tasks.task import Task
 from trueline.training.pages import arms
 

@@ -12,11 +12,11 @@ from rich.console import Console
 from trueline.commands.experiment import run_rows, seeds_or
 from trueline.commands.resolve import resolve
 from trueline.errors import InputError
+from trueline.experiments.findings import GROUPS, findings_of, rows_of
+from trueline.experiments.findings_page import finding_json, findings_page, markdown, tally
 from trueline.runs.cell import write_json
 from trueline.runs.store import HOLDER
 from trueline.study.document import interval_text, save
-from trueline.study.findings import GROUPS, findings_of, rows_of
-from trueline.study.findings_page import finding_json, findings_page, markdown, tally
 
 __all__ = ["findings"]
 

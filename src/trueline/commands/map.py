@@ -11,17 +11,17 @@ from rich.console import Console
 
 from trueline.commands.experiment import run_rows
 from trueline.errors import InputError
+from trueline.experiments.contrasts import METRIC
+from trueline.experiments.map_page import boundary, foresight_parts, map_page, summary
+from trueline.experiments.parts import interval_json, row_json
+from trueline.experiments.rows import Row, read_probes
+from trueline.experiments.worldmap import ARMS, PICKS, Dial, Place, default_dials, lead, places_of, rows_of
 from trueline.runs.cell import write_json
 from trueline.study.comparisons import LEAD
-from trueline.study.contrasts import METRIC
 from trueline.study.diagnostics import collapse_marks
 from trueline.study.document import save
-from trueline.study.experiment import interval_json, row_json
 from trueline.study.foresight import Foresight, Observation, figures_of, foresight, sentence
-from trueline.study.map_page import boundary, foresight_parts, map_page, summary
-from trueline.study.rows import Row, read_probes
 from trueline.study.verdict import display
-from trueline.study.worldmap import ARMS, PICKS, Dial, Place, default_dials, lead, places_of, rows_of
 from trueline.tasks.task import Task
 
 __all__ = ["draw_map"]

@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Console
 
 from trueline.commands.experiment import run_rows, seeds_or
+from trueline.experiments.rows import Row
+from trueline.experiments.shift import Table, tables_of
+from trueline.experiments.shift_findings import findings_of
+from trueline.experiments.shift_page import record_of, shift_page
 from trueline.runs.cell import write_json
 from trueline.study.document import save
-from trueline.study.rows import Row
-from trueline.study.shift import Table, tables_of
-from trueline.study.shift_findings import findings_of
-from trueline.study.shift_page import record_of, shift_page
 from trueline.tasks.task import Task
 
 __all__ = ["SEEDS", "shift"]

@@ -14,9 +14,9 @@ from rich.console import Console
 from torch import Tensor
 
 from trueline.commands.theory_page import theory_page
+from trueline.experiments.parts import interval_json
 from trueline.runs.cell import write_json
 from trueline.study.document import save
-from trueline.study.experiment import interval_json
 from trueline.study.statistics import seed_interval
 from trueline.theory import coverage, dynamics, misspecified, sensitivity, theorem
 from trueline.theory.bandits import highest_unlabelled, sign_descent_peak

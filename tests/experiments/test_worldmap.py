@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.study.arm_runs import arm_of, drawn
+from tests.experiments.arm_runs import arm_of, drawn
 
 from trueline.commands.resolve import resolve
 from trueline.errors import InputError
-from trueline.study.map_page import boundary, map_page, summary
-from trueline.study.worldmap import ARMS, Dial, default_dials, dials_of, lead, places_of, rows_of
+from trueline.experiments.map_page import boundary, map_page, summary
+from trueline.experiments.worldmap import ARMS, Dial, default_dials, dials_of, lead, places_of, rows_of
 
 X = Dial("world", "shift", (0.0, 1.0), ("0", "1"))
 Y = Dial("world", "pairs", (300, 4800), ("300", "4800"))

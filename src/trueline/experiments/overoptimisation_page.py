@@ -7,10 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from trueline.study.document import Figure, Table, figure_text, interval_text
-from trueline.study.drawing import SERIES, TEXT, draw
-from trueline.study.matrix import ArmRuns
-from trueline.study.overoptimisation import (
+from trueline.experiments.overoptimisation import (
     FORMS,
     Curve,
     above_floor,
@@ -19,6 +16,9 @@ from trueline.study.overoptimisation import (
     fit,
     floor_curves,
 )
+from trueline.study.document import Figure, Table, figure_text, interval_text
+from trueline.study.drawing import SERIES, TEXT, draw
+from trueline.study.matrix import ArmRuns
 
 __all__ = ["overoptimisation_parts"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.study.arm_runs import arm_of, drawn
+from tests.experiments.arm_runs import arm_of, drawn
 
-from trueline.study.contrasts import HELPED, HURT, NONE, UNDECIDED, Contrast, effects, sentence, word
+from trueline.experiments.contrasts import HELPED, HURT, NONE, UNDECIDED, Contrast, effects, sentence, word
 from trueline.study.statistics import seed_interval
 
 MARGIN = 0.1

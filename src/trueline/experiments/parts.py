@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from trueline.experiments.contrasts import METRIC, Effect, sentence
 from trueline.study.comparisons import arm_interval
-from trueline.study.contrasts import METRIC, Effect, sentence
 from trueline.study.diagnostics import collapse_marks
 from trueline.study.document import Bar, Figure, Mark, Table, interval_text
 from trueline.study.drawing import lines

@@ -8,14 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from trueline.experiments.contrasts import METRIC
+from trueline.experiments.worldmap import PICKS, Dial, Place, lead
 from trueline.study.comparisons import LEAD, arm_interval
-from trueline.study.contrasts import METRIC
 from trueline.study.document import Document, Figure, Mark, Section, Table, Text, figure_text, interval_text
 from trueline.study.drawing import GRID, TEXT, Tile, draw, tile_map
 from trueline.study.foresight import Foresight, sentence
 from trueline.study.plots import MARKS, slug
 from trueline.study.verdict import display
-from trueline.study.worldmap import PICKS, Dial, Place, lead
 
 __all__ = ["boundary", "foresight_parts", "map_page", "summary"]
 

@@ -17,11 +17,11 @@ import numpy as np
 
 from trueline.config import load
 from trueline.errors import InputError
+from trueline.experiments.contrasts import ALPHA, METRIC
+from trueline.experiments.rows import Row, with_changes
 from trueline.study.comparisons import arm_interval, differences
-from trueline.study.contrasts import ALPHA, METRIC
 from trueline.study.diagnostics import collapse_marks
 from trueline.study.matrix import ArmRuns
-from trueline.study.rows import Row, with_changes
 from trueline.study.statistics import Interval, holm, paired_interval
 
 __all__ = ["ARMS", "PICKS", "Dial", "Place", "Win", "default_dials", "dials_of", "lead", "places_of", "rows_of"]

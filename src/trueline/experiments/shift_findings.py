@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from trueline.experiments.shift import Claim, Table
 from trueline.study.comparisons import ALPHA, differences
 from trueline.study.document import figure_text, interval_text
 from trueline.study.matrix import ArmRuns
-from trueline.study.shift import Claim, Table
 from trueline.study.statistics import Array, Interval, holm, paired_interval
 
 __all__ = ["AGREES", "DISAGREES", "NAMES", "UNDECIDED", "Finding", "findings_of", "key_of", "sentence", "tally"]

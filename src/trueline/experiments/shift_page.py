@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from trueline.experiments.parts import PICKS, interval_json, row_json
+from trueline.experiments.shift import Table
+from trueline.experiments.shift_findings import NAMES, SHARES, Finding, key_of, sentence, tally
 from trueline.study.comparisons import arm_interval
 from trueline.study.diagnostics import collapse_marks
 from trueline.study.document import Bar, Document, Figure, Fold, Mark, Section, Text, interval_text
 from trueline.study.document import Table as Grid
 from trueline.study.drawing import SERIES, TEXT, draw
-from trueline.study.experiment import PICKS, interval_json, row_json
 from trueline.study.matrix import ArmRuns
-from trueline.study.shift import Table
-from trueline.study.shift_findings import NAMES, SHARES, Finding, key_of, sentence, tally
 from trueline.study.statistics import Interval
 
 __all__ = ["record_of", "shift_page"]

@@ -13,8 +13,8 @@ from typing import Any
 
 from trueline.config import ablatable, off_value
 from trueline.errors import InputError
-from trueline.study.contrasts import Contrast
-from trueline.study.rows import Row
+from trueline.experiments.contrasts import Contrast
+from trueline.experiments.rows import Row
 
 __all__ = ["DESIGNS", "FLOOR", "Ablation", "Setting", "ablation_of_keys", "design_named"]
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from trueline.study.rows import Row
+from trueline.experiments.rows import Row
 
 __all__ = ["WEAK_SHARE", "Claim", "Table", "claimed_metrics", "tables_of"]
 

@@ -6,9 +6,9 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from tests.study.arm_runs import arm_of
+from tests.experiments.arm_runs import arm_of
 
-from trueline.study.overoptimisation import (
+from trueline.experiments.overoptimisation import (
     Curve,
     above_floor,
     best_of_n,

@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
-from tests.study.arm_runs import arm_of, drawn
+from tests.experiments.arm_runs import arm_of, drawn
 
 from trueline.commands.resolve import resolve
-from trueline.study.findings import GROUPS, WIDTHS, findings_of, outcome, rows_of
-from trueline.study.findings_page import finding_json, findings_page, markdown, tally
+from trueline.experiments.findings import GROUPS, WIDTHS, findings_of, outcome, rows_of
+from trueline.experiments.findings_page import finding_json, findings_page, markdown, tally
 from trueline.study.statistics import Interval, seed_interval
 
 
@@ -96,7 +96,7 @@ def test_each_finding_reads_its_rows(evidence) -> None:
 
 def test_batch_is_compared_in_units_of_its_own_task(evidence) -> None:
     """0.3 on code, where SFT's responses spread by about 0.4, and nothing on dialogue."""
-    from trueline.study.experiment import gold_sd
+    from trueline.experiments.parts import gold_sd
 
     batch = {f.id: f for f in findings_of(*evidence)}["batch"]
     assert batch.effect.mean == pytest.approx(0.3 / gold_sd(evidence[0]["code"]["sft"]), abs=0.15)

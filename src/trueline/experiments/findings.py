@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from trueline.study.ablations import Ablation, Setting, design_named
+from trueline.experiments.ablations import Ablation, Setting, design_named
+from trueline.experiments.contrasts import ALPHA, METRIC, kl_curves
+from trueline.experiments.parts import gold_margin, gold_sd
+from trueline.experiments.rows import Row
+from trueline.experiments.shift import tables_of
 from trueline.study.comparisons import arm_interval, differences
-from trueline.study.contrasts import ALPHA, METRIC, kl_curves
-from trueline.study.experiment import gold_margin, gold_sd
 from trueline.study.matrix import ArmRuns
-from trueline.study.rows import Row
-from trueline.study.shift import tables_of
 from trueline.study.statistics import Interval, holm, kl_matched, paired_interval, seed_interval
 
 __all__ = [

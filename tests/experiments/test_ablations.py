@@ -8,9 +8,9 @@ import pytest
 
 from trueline.commands.resolve import resolve
 from trueline.errors import InputError
-from trueline.study.ablations import DESIGNS, SMALL, Setting, ablation_of_keys, design_named
+from trueline.experiments.ablations import DESIGNS, SMALL, Setting, ablation_of_keys, design_named
+from trueline.experiments.rows import plan_rows
 from trueline.study.design import Design
-from trueline.study.rows import plan_rows
 from trueline.training.pages import arms
 
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from trueline.experiments.contrasts import METRIC
 from trueline.study.comparisons import arm_interval
-from trueline.study.contrasts import METRIC
 from trueline.study.matrix import ArmRuns, Cell
 from trueline.study.statistics import Interval, seed_interval
 
@@ -172,7 +172,7 @@ def early_stopping(row: ArmRuns) -> dict[str, Any]:
 
 def overoptimisation_json(rows: Mapping[str, ArmRuns], floor_row: str) -> dict[str, Any]:
     """Fits, curves, floors and picks of every row that moves."""
-    from trueline.study.experiment import interval_json
+    from trueline.experiments.parts import interval_json
 
     floor = floor_curves(rows[floor_row])
     moving = {name: curves_of(row) for name, row in rows.items() if name != floor_row}

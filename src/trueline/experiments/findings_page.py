@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from trueline.experiments.findings import Finding, Part
 from trueline.study.document import Bar, Document, Mark, Section, Table, Text, interval_text
-from trueline.study.findings import Finding, Part
 
 __all__ = ["finding_json", "findings_page", "markdown", "tally"]
 
