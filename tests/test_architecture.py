@@ -50,7 +50,7 @@ THIRD_PARTIES = {
     "algorithms": {"torch"},
     "theory": {"numpy", "torch"},
     "data": {"numpy", "tokenizers", "pyarrow", "datasets"},
-    "models": {"numpy", "torch", "safetensors", "transformers", "peft"},
+    "models": {"numpy", "torch", "safetensors", "transformers", "peft", "huggingface_hub"},
     "rollout": {"numpy", "torch", "vllm"},
     "rewards": {"torch", "openai"},
     "tasks": {"numpy", "pydantic"},
@@ -93,7 +93,7 @@ EXTRA = {
 # These answer before the heavy parts are loaded, so they are imported inside functions.
 LAZY = {
     "data": {"pyarrow", "datasets"},
-    "models": {"transformers", "peft"},
+    "models": {"transformers", "peft", "huggingface_hub"},
     "rollout": {"vllm"},
     "rewards": {"openai"},
     "distributed": {"ray"},

@@ -12,6 +12,8 @@ import yaml
 
 from trueline.config import Section, load
 from trueline.errors import InputError
+from trueline.models.folders import is_adapter
+from trueline.models.hub import local_folder
 from trueline.study.settings import Data, Model, Study, Train, shipped, with_shipped
 from trueline.tasks.execution import Execution
 from trueline.tasks.registry import is_embedded, make_task, task_names, world_type
@@ -60,10 +62,7 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
     sections["sft_chosen"] = sections["sft_chosen"].model_copy(update={"on": "chosen"})
     if "sft" not in sections["study"].arms:
         sections["study"] = sections["study"].model_copy(update={"arms": ("sft", *sections["study"].arms)})
-    if sections["model"].path:
-        from trueline.models.checkpoints import read_config
-
-        read_config(Path(sections["model"].path))
+    sections["model"] = _found(sections["model"])
     task = make_task(name, sections)
     sections["study"] = _study_of(task, sections["study"])
     if len(set(task.describe().get("subsets", {})) - {"unknown"}) < 2:  # there is nothing to leave out
@@ -71,6 +70,41 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
     if not task.describe().get("people_pairs", 1):  # no file of problems has people's incorrect programs
         sections["study"] = sections["study"].model_copy(update={"people_rows": False})
     return name, sections, task
+
+
+def _found(model: Model) -> Model:
+    """The model's settings with its folder on this machine; InputError where it cannot be used as asked."""
+    if not model.path:
+        for key in ("lora_rank", "chat_template"):
+            if getattr(model, key):
+                raise InputError(
+                    "needs model.path",
+                    where="settings",
+                    field=f"model.{key}",
+                    remedy="give the model that is to be trained; embedded ones are made from nothing",
+                )
+        return model
+    from trueline.models.adapters import check_quantize
+    from trueline.models.checkpoints import read_config
+
+    folder = local_folder(model.path, model.revision)
+    read_config(folder)
+    if model.lora_rank and is_adapter(folder):
+        raise InputError(
+            "the model is an adapter itself",
+            where=str(folder),
+            field="model.lora_rank",
+            remedy="merge it first, or leave model.lora_rank out to train this adapter on",
+        )
+    if model.quantize != "none" and not model.lora_rank:
+        raise InputError(
+            "weights in few bits cannot be trained",
+            where="settings",
+            field="model.quantize",
+            remedy="train adapters: model.lora_rank=16",
+        )
+    check_quantize(model.quantize)
+    return model.model_copy(update={"path": str(folder)})
 
 
 def _study_of(task: Task, study: Study) -> Study:

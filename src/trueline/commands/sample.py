@@ -39,7 +39,7 @@ def sample_folder(folder: Path, text: str, *, n: int, seed: int, max_new_tokens:
 
 
 def _load(folder: Path) -> tuple[Decoder, ChatTokenizer]:
-    inner = folder / "model" if (folder / "model" / "config.json").is_file() else folder
+    inner = folder / "model" if (folder / "model").is_dir() else folder
     if not inner.is_dir():
         raise InputError("no such folder", where=str(folder), remedy="give a Hugging Face folder or a cell of a run")
     return load_decoder(inner), ChatTokenizer.load(inner)

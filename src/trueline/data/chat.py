@@ -14,7 +14,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from trueline.data.templates import OWN_TEMPLATE, Template
+from trueline.data.templates import OWN_TEMPLATE, Template, read_template
 from trueline.data.tokenizer_files import END_IDS, read_tokenizer, write_tokenizer
 from trueline.errors import InputError
 from trueline.types import Message, Prompt
@@ -84,19 +84,25 @@ class ChatTokenizer:
         return cls(tokenizer, OWN_TEMPLATE, config)
 
     @classmethod
-    def load(cls, folder: str | Path) -> ChatTokenizer:
+    def load(cls, folder: str | Path, *, template: str = "") -> ChatTokenizer:
         """The tokenizer of a Hugging Face folder: `tokenizer.json`, with its chat template if it has one.
 
-        Without a template (a base model) roles are written out in plain text (`templates.PLAIN_TEMPLATE`). Raises
-        `InputError` for a folder without these files, a template that fails, or one whose prompt is not a prefix of its
-        prompt with an answer.
+        `template`, a Jinja text or the path of a file of one, goes before the folder's own. Without either (a base
+        model) roles are written out in plain text (`templates.PLAIN_TEMPLATE`). Raises `InputError` for a folder
+        without these files, a template that fails, or one whose prompt is not a prefix of its prompt with an answer.
         """
-        return cls(*read_tokenizer(Path(folder)), where=str(folder))
+        tokenizer, own, config = read_tokenizer(Path(folder))
+        return cls(tokenizer, read_template(template) if template else own, config, where=str(folder))
 
-    def save(self, folder: str | Path) -> None:
-        """Writes the files that Hugging Face tools read a fast tokenizer and its chat template from."""
+    def save(self, folder: str | Path, *, pad_id: int | None = None) -> None:
+        """Writes the files that Hugging Face tools read a fast tokenizer and its chat template from.
+
+        `pad_id` names another padding token there than `self.pad_id`.
+        """
         extra = {END_IDS: list(self.end_ids)} if len(self.end_ids) > 1 else {}
         config = {key: value for key, value in self._config.items() if key != END_IDS} | extra
+        if pad_id is not None:
+            config["pad_token"] = self._tokenizer.id_to_token(pad_id)
         write_tokenizer(Path(folder), self._tokenizer, self._template.source, config)
 
     @property

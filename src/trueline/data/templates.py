@@ -6,12 +6,13 @@ import datetime
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from trueline.errors import InputError
 from trueline.types import Message
 
-__all__ = ["OWN_TEMPLATE", "PLAIN_TEMPLATE", "Template"]
+__all__ = ["OWN_TEMPLATE", "PLAIN_TEMPLATE", "Template", "read_template"]
 
 OWN_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -69,6 +70,25 @@ class Template:
     def _refuse(self, error: Exception) -> InputError:
         reason = f"the chat template refuses this conversation or is broken: {error}"
         return InputError(reason, where=self._where, field="chat_template")
+
+
+def read_template(given: str) -> str:
+    """A template as it stands, or that of the file that `given` names; Jinja marks tell them apart."""
+    if "{{" in given or "{%" in given:
+        return given
+    path = Path(given)
+    if not path.is_file():
+        raise InputError(
+            "neither a Jinja template nor a file",
+            where="settings",
+            field="model.chat_template",
+            remedy="give a file that exists, or a template with {{ ... }}",
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"not UTF-8 ({error.reason} at byte {error.start})", where=given, field="model.chat_template",
+                         remedy="save it as UTF-8") from None  # fmt: skip
 
 
 def _as_condition(found: re.Match[str]) -> str:

@@ -15,56 +15,88 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trueline.errors import InputError
+from trueline.models.adapters import (
+    AdapterDecoder,
+    AdapterTrunk,
+    Quantize,
+    adapter_base,
+    adapter_scalar_parts,
+    load_adapter,
+    save_adapter,
+    save_adapter_scalar,
+)
 from trueline.models.decoder import Decoder, DecoderConfig
-from trueline.models.folders import check_folder, read_end_ids, read_object, read_tensors
+from trueline.models.folders import check_folder, is_adapter, read_end_ids, read_object, read_tensors
+from trueline.models.foreign import (
+    ForeignConfig,
+    ForeignDecoder,
+    ForeignTrunk,
+    foreign_config,
+    load_foreign,
+    load_foreign_scalar_parts,
+    save_foreign,
+    save_foreign_scalar,
+)
 from trueline.models.heads import ScalarModel
 
-__all__ = ["load_decoder", "load_scalar", "read_config", "save_model"]
+__all__ = ["load_decoder", "load_scalar", "read_config", "save_model", "shape_from"]
 
 FAMILIES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+Policy = Decoder | ForeignDecoder | AdapterDecoder
 
 
-def save_model(model: Decoder | ScalarModel, folder: Path, *, generation: dict[str, Any] | None = None) -> None:
-    """Write `config.json` and `model.safetensors` (and `generation_config.json` for a policy) to `folder`."""
+def save_model(
+    model: Policy | ScalarModel, folder: Path, *, generation: dict[str, Any] | None = None, pad_id: int | None = None
+) -> None:
+    """Write `config.json` and `model.safetensors` (and `generation_config.json` for a policy) to `folder`.
+
+    Of a model on a shared base the adapter is written, as peft does. `pad_id` is the tokenizer's where the model's own
+    configuration names none: a classifier of transformers finds the last token of padded rows by it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(_to_hub_config(model), indent=2) + "\n")
+    if not isinstance(model, ScalarModel):
+        settings = _generation(model.config) | (generation or {})
+        if isinstance(model, AdapterDecoder):
+            return save_adapter(model, folder, settings)
+        if isinstance(model, ForeignDecoder):
+            return save_foreign(model, folder, settings)
+    elif isinstance(model.trunk, AdapterTrunk):
+        return save_adapter_scalar(model.trunk, model.score, folder)
+    elif isinstance(model.trunk, ForeignTrunk):
+        pad_id = model.config.pad_id if pad_id is None else pad_id
+        return save_foreign_scalar(model.trunk.base, model.score, folder, pad_id)
+    (folder / "config.json").write_text(json.dumps(_to_hub_config(model, pad_id), indent=2) + "\n")
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _to_hub(model).items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     if isinstance(model, Decoder):
-        config = model.config
-        settings = {"eos_token_id": config.end_id, "pad_token_id": config.pad_id, "do_sample": True, "temperature": 1.0}
-        settings |= {"top_k": 0, "top_p": 1.0} | (generation or {})
         (folder / "generation_config.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def read_config(folder: Path) -> DecoderConfig:
-    """The shape of the model in a Hugging Face folder; an InputError where it is not one that runs here."""
+def _generation(config: DecoderConfig | ForeignConfig) -> dict[str, Any]:
+    """Plain sampling, as the policy was trained to be sampled."""
+    ends = {"eos_token_id": config.end_id, "pad_token_id": config.pad_id}
+    return ends | {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+
+
+def shape_from(values: dict[str, Any]) -> DecoderConfig | ForeignConfig:
+    """A shape from its fields, as JSON keeps them."""
+    return (ForeignConfig if "described" in values else DecoderConfig)(**values)
+
+
+def read_config(folder: Path) -> DecoderConfig | ForeignConfig:
+    """The shape of the model in a Hugging Face folder; an InputError where it is not one that runs here.
+
+    A `DecoderConfig` where our own decoder has that variant, otherwise transformers' modules are used.
+    """
+    if is_adapter(folder):
+        folder = adapter_base(folder)
     check_folder(folder)
     path = folder / "config.json"
     raw = read_object(path)
     family = raw.get("model_type")
-    if family not in FAMILIES:
-        raise InputError(
-            f"model type {family!r} is not supported",
-            where=str(path),
-            field="model_type",
-            remedy=f"use one of {', '.join(FAMILIES)}",
-        )
+    if family not in FAMILIES or not _is_plain(raw):
+        return foreign_config(folder, raw)
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    checks = {
-        "rope_parameters": kind == "default",
-        "hidden_act": raw.get("hidden_act", "silu") == "silu",
-        "attention_bias": not raw.get("attention_bias", False),
-        "mlp_bias": not raw.get("mlp_bias", False),
-        "use_sliding_window": not raw.get("use_sliding_window", False),
-        "layer_types": set(raw.get("layer_types") or ()) <= {"full_attention"},
-        "quantization_config": not raw.get("quantization_config"),
-    }
-    for field, fine in checks.items():
-        if not fine:
-            value = kind if field == "rope_parameters" else raw[field]
-            raise InputError(f"{value!r} is not supported", where=str(path), field=field, remedy="use a plain variant")
     try:
         heads = raw["num_attention_heads"]
         return DecoderConfig(
@@ -88,18 +120,49 @@ def read_config(folder: Path) -> DecoderConfig:
         raise InputError("missing", where=str(path), field=str(error.args[0]), remedy="save the model again") from None
 
 
-def load_decoder(folder: Path, dtype: torch.dtype = torch.float32) -> Decoder:
-    """The policy in a Hugging Face folder (safetensors, one file or shards)."""
-    model = Decoder(read_config(folder))
+def _is_plain(raw: dict[str, Any]) -> bool:
+    """Whether our own decoder has this variant of a family."""
+    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
+    return (
+        rope.get("rope_type", rope.get("type", "default")) == "default"
+        and raw.get("hidden_act", "silu") == "silu"
+        and not any(raw.get(key) for key in ("attention_bias", "mlp_bias", "use_sliding_window", "quantization_config"))
+        and set(raw.get("layer_types") or ()) <= {"full_attention"}
+    )
+
+
+def load_decoder(folder: Path, dtype: torch.dtype = torch.float32, *, quantize: Quantize = "none") -> Policy:
+    """The policy in a Hugging Face folder (safetensors, one file or shards), or an adapter on its base."""
+    if is_adapter(folder):
+        return load_adapter(folder, dtype, quantize)
+    config = read_config(folder)
+    if isinstance(config, ForeignConfig):
+        return load_foreign(folder, config, dtype)
+    model = Decoder(config)
     _fill(model, read_tensors(folder), folder)
     return model.to(dtype).eval()
 
 
-def load_scalar(folder: Path, *, bias: bool, dtype: torch.dtype = torch.float32) -> ScalarModel:
+def load_scalar(
+    folder: Path, *, bias: bool, dtype: torch.dtype = torch.float32, quantize: Quantize = "none"
+) -> ScalarModel:
     """The reward model (`bias=False`) or critic (`bias=True`) in a Hugging Face folder."""
-    model = ScalarModel(read_config(folder), bias=bias)
+    if is_adapter(folder):
+        trunk, score = adapter_scalar_parts(folder, bias, dtype, quantize)
+        return _scalar(trunk, score)
+    config = read_config(folder)
+    if isinstance(config, ForeignConfig):
+        base, score = load_foreign_scalar_parts(folder, bias, dtype)
+        return _scalar(ForeignTrunk(base, config), score)
+    model = ScalarModel(config, bias=bias)
     _fill(model, read_tensors(folder), folder)
     return model.to(dtype).eval()
+
+
+def _scalar(trunk: ForeignTrunk, score: torch.nn.Linear) -> ScalarModel:
+    model = ScalarModel(trunk.config, bias=score.bias is not None, trunk=trunk)
+    model.score = score
+    return model.eval()
 
 
 def _fill(model: Decoder | ScalarModel, tensors: dict[str, Tensor], folder: Path) -> None:
@@ -117,7 +180,7 @@ def _fill(model: Decoder | ScalarModel, tensors: dict[str, Tensor], folder: Path
     model.load_state_dict(own)
 
 
-def _to_hub_config(model: Decoder | ScalarModel) -> dict[str, Any]:
+def _to_hub_config(model: Decoder | ScalarModel, pad_id: int | None) -> dict[str, Any]:
     c = model.config
     kind = "ForCausalLM"
     if isinstance(model, ScalarModel):
@@ -140,7 +203,7 @@ def _to_hub_config(model: Decoder | ScalarModel) -> dict[str, Any]:
         "tie_word_embeddings": c.tied,
         "hidden_act": "silu",
         "attention_dropout": 0.0,
-        "pad_token_id": c.pad_id,
+        "pad_token_id": c.pad_id if pad_id is None else pad_id,
         "eos_token_id": c.end_id,
         "bos_token_id": c.bos_id,
         "use_cache": True,

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from trueline.models.fused import rotate
 
@@ -164,6 +165,10 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
         self.down = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, causal: Tensor) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), cos, sin, causal)
+        return x + self.mlp(x)
+
     def mlp(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
         return self.down(F.silu(gate) * up)
@@ -178,6 +183,7 @@ class Trunk(nn.Module):
     """
 
     precision: Precision = "fp32"
+    again = False
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -199,14 +205,34 @@ class Trunk(nn.Module):
         x = self.embed(tokens)
         cos, sin = self.cos[:length].to(x.dtype), self.sin[:length].to(x.dtype)
         causal = torch.full((length, length), -math.inf, dtype=x.dtype, device=x.device).triu(1)
+        again = self.again and torch.is_grad_enabled()
         for block in self.blocks:
-            x = x + block.attention(block.attention_norm(x), cos, sin, causal)
-            x = x + block.mlp(x)
+            x = checkpoint(block, x, cos, sin, causal, use_reentrant=False) if again else block(x, cos, sin, causal)
         return self.norm(x)
 
+    @property
+    def parameter_count(self) -> int:
+        """Without heads."""
+        return sum(p.numel() for p in self.parameters())
+
+    def compute_again(self) -> None:
+        """From now on keep each block's input alone for the backward pass, which computes the block again."""
+        self.again = True
+
+    def twin(self) -> Trunk:
+        """A trunk of its own with equal weights."""
+        made = Trunk(self.config)
+        made.load_state_dict(self.state_dict())
+        made.precision, made.again = self.precision, self.again
+        return made.to(self.embed.weight)
+
+    def cache(self, rows: int, positions: int) -> KVCache:
+        """An empty cache for `rows` sequences of at most `positions` tokens."""
+        return KVCache(self.config, rows, positions, self.embed.weight)
+
     @in_precision
-    def prefill(self, tokens: Tensor, cache: KVCache) -> Tensor:
-        """As `forward`, and fills the cache with the keys and values of all T positions."""
+    def prefill(self, tokens: Tensor, lengths: Tensor, cache: KVCache) -> Tensor:
+        """Hidden states [B, hidden_size] at the last of each row's `lengths` [B] tokens; fills the cache with all T."""
         length = tokens.shape[1]
         self.check_length(length)
         x = self.embed(tokens)
@@ -218,7 +244,7 @@ class Trunk(nn.Module):
             cache.keys[layer, :, :, :length], cache.values[layer, :, :, :length] = k, v
             x = x + block.attention(normed, cos, sin, causal)
             x = x + block.mlp(x)
-        return self.norm(x)
+        return self.norm(x[torch.arange(len(x), device=x.device), lengths - 1])
 
     @in_precision
     def decode(self, tokens: Tensor, at: Tensor, cache: KVCache) -> Tensor:

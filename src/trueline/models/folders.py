@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trueline.errors import InputError
 
-__all__ = ["check_folder", "check_weights", "read_end_ids", "read_object", "read_tensors"]
+__all__ = ["check_folder", "check_weights", "is_adapter", "read_end_ids", "read_object", "read_tensors"]
 
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MERGE = (
@@ -32,8 +32,7 @@ def check_folder(folder: Path) -> None:
     """Raise `InputError` where `folder` holds no model of its own: absent, an adapter, a trainer's directory, empty."""
     if not folder.is_dir():
         raise InputError("no such folder", where=str(folder), remedy="give a Hugging Face model folder")
-    whole = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
-    if (folder / "adapter_config.json").is_file() and not whole:
+    if is_adapter(folder):
         base = read_object(folder / "adapter_config.json").get("base_model_name_or_path")
         reason = f"a PEFT adapter of {base!r} without the model's own weights"
         raise InputError(reason, where=str(folder), remedy=MERGE.format(folder=folder))
@@ -43,6 +42,12 @@ def check_folder(folder: Path) -> None:
             f"give one of the folders in it: {', '.join(inner[-3:])}" if inner else "give a Hugging Face model folder"
         )
         raise InputError("no config.json in this folder", where=str(folder), remedy=remedy)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether the folder holds a PEFT adapter and no weights of a whole model."""
+    whole = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    return (folder / "adapter_config.json").is_file() and not whole
 
 
 def read_object(path: Path) -> dict[str, Any]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trueline.models.decoder import Decoder, DecoderConfig, Trunk
+from trueline.models.decoder import Decoder, Trunk
 from trueline.models.packed_trunk import hidden_at
+from trueline.models.protocol import Backbone, Shape
 
 __all__ = ["ScalarModel", "last_scores", "last_values", "response_values", "scalar_from"]
 
@@ -21,10 +20,10 @@ class ScalarModel(nn.Module):
     one-label token classifier: the two layouts that transformers loads.
     """
 
-    def __init__(self, config: DecoderConfig, *, bias: bool) -> None:
+    def __init__(self, config: Shape, *, bias: bool, trunk: Backbone | None = None) -> None:
         super().__init__()
         self.config = config
-        self.trunk = Trunk(config)
+        self.trunk = Trunk(config) if trunk is None else trunk
         self.score = nn.Linear(config.hidden_size, 1, bias=bias)
         nn.init.zeros_(self.score.weight)
         if bias:
@@ -36,13 +35,13 @@ class ScalarModel(nn.Module):
     @property
     def parameter_count(self) -> int:
         """Number of parameters: the N of the FLOP accounting."""
-        return sum(p.numel() for p in self.parameters())
+        return self.trunk.parameter_count + sum(p.numel() for p in self.score.parameters())
 
 
 def scalar_from(source: Decoder | ScalarModel, *, bias: bool, keep_head: bool = False) -> ScalarModel:
     """A scalar model whose trunk is a copy of `source`'s. The head starts at zero unless `keep_head` copies it."""
-    model = ScalarModel(source.config, bias=bias)
-    model.trunk.load_state_dict(copy.deepcopy(source.trunk.state_dict()))
+    model = ScalarModel(source.config, bias=bias, trunk=source.trunk.twin())
+    model.to(next(source.parameters()))
     if keep_head:
         if not isinstance(source, ScalarModel):
             raise TypeError("keep_head needs a scalar model to copy the head from")

@@ -41,8 +41,11 @@ def hidden_at(trunk: Trunk, tokens: Tensor, wanted: Tensor, prompt_lengths: Tens
 
 
 def runs_packed(trunk: Trunk) -> bool:
-    """Whether this trunk can: fp32 on the CPU, kernels built, a head dimension they know, no autocast, and nobody who
+    """Whether this trunk can: our own, its activations kept, fp32 on the CPU, kernels built, a head dimension they
+    know, no autocast, and nobody who
     listens to its modules."""
+    if not isinstance(trunk, Trunk) or (trunk.again and torch.is_grad_enabled()):
+        return False
     config, weight = trunk.config, trunk.embed.weight
     return (
         kernels.available(weight)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from trueline.algorithms import divergence, logprobs
@@ -107,16 +107,24 @@ def head_logits(model: Decoder, hidden: Tensor) -> Tensor:
     """Logits [..., V] of hidden states [..., d], in the model's precision."""
     if model.trunk.precision == "fp32":
         return model.head(hidden)
+    if not _is_matrix(model.head):
+        with torch.autocast(hidden.device.type, torch.bfloat16):
+            return model.head(hidden).float()
     return (hidden.bfloat16() @ model.head.weight.bfloat16().t()).float()
 
 
 def _score(model: Decoder, hidden: Tensor, targets: Tensor, sampling: Sampling, entropy: bool):
     weight = model.head.weight
     same = hidden.dtype == weight.dtype and not torch.is_autocast_enabled(hidden.device.type)
-    if same and sampling.plain and not entropy:
+    if same and sampling.plain and not entropy and _is_matrix(model.head):
         low = model.trunk.precision == "bf16"
         scored = head_logprobs(hidden, weight, targets, sampling.covering(len(weight)), low=low)
         return scored, scored
     processed = sampling.process(head_logits(model, hidden))
     scored = logprobs.token_logprobs(processed, targets)
     return scored, (logprobs.entropy(processed) if entropy else scored)
+
+
+def _is_matrix(head: nn.Module) -> bool:
+    """Whether logits are hidden states times a matrix and nothing else: no bias, no bending."""
+    return type(head) is nn.Linear and head.bias is None

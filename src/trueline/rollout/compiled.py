@@ -38,13 +38,15 @@ class Drawn:
 
 def can_generate(policy: Decoder, sampling: Sampling) -> bool:
     """Whether the trunk runs packed, sampling is plain or greedy, and the widths fill the kernels' panels."""
+    if not (sampling.plain and runs_packed(policy.trunk)):
+        return False
     config = policy.config
     widths = (
         config.hidden_size,
         2 * config.intermediate_size,
         (config.num_heads + 2 * config.num_kv_heads) * config.head_dim,
     )
-    return runs_packed(policy.trunk) and sampling.plain and all(width % _PANEL == 0 for width in widths)
+    return all(width % _PANEL == 0 for width in widths)
 
 
 def generate(

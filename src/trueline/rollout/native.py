@@ -17,7 +17,7 @@ from trueline.algorithms import logprobs as lp
 from trueline.algorithms.shapes import widened
 from trueline.errors import NumericsError
 from trueline.models import workspace
-from trueline.models.decoder import Decoder, KVCache
+from trueline.models.decoder import Decoder
 from trueline.models.scoring import Sampling, head_logits
 from trueline.rollout.compiled import can_generate, generate
 from trueline.rollout.engine import Rollout, pad_prompts
@@ -100,8 +100,8 @@ class NativeEngine:
         tokens[:, :width] = padded.to(device)
         captured = torch.zeros(tokens.shape, dtype=widened(policy.head.weight).dtype, device=device)
         at = prompt_lengths.to(device, copy=True)  # index of the token to be sampled next
-        cache = KVCache(policy.config, len(prompts), width + limit, policy.head.weight)
-        hidden = policy.trunk.prefill(tokens[:, :width], cache)[torch.arange(len(prompts), device=device), at - 1]
+        cache = policy.trunk.cache(len(prompts), width + limit)
+        hidden = policy.trunk.prefill(tokens[:, :width], at.clone(), cache)
         lengths = torch.zeros(len(prompts), dtype=torch.long, device=device)
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         live = torch.arange(len(prompts), device=device)  # rows of `tokens` that the cache's rows belong to

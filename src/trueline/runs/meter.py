@@ -1,7 +1,8 @@
 """What a run spent, counted the same way for every method, so that budgets compare.
 
-FLOPs: 2 per parameter and token for a forward pass, 6 for a training step (forward and backward); attention's own
-products are left out (a few percent at these lengths). Tokens are real ones, prompts included; padding is not counted.
+FLOPs: 2 per parameter and token for a forward pass, 6 for a training step (forward and backward), 4 where the weights
+are frozen under adapters; attention's own products are left out (a few percent at these lengths). Tokens are real ones,
+prompts included; padding is not counted.
 """
 
 from __future__ import annotations
@@ -41,9 +42,10 @@ COST_KEYS = tuple(f.name for f in fields(Cost))
 
 
 class BudgetMeter:
-    """Counts as training goes along."""
+    """Counts as training goes along; `trained` are the FLOPs of a training step per parameter and token."""
 
-    def __init__(self) -> None:
+    def __init__(self, trained: float = 6.0) -> None:
+        self.trained = trained
         self.flops = 0.0
         self.sampled_tokens = self.trained_tokens = self.reward_calls = self.labels = self.prompts = 0
         self.seconds = 0.0
@@ -54,7 +56,7 @@ class BudgetMeter:
 
     def train(self, parameters: int, tokens: int) -> None:
         """A training step of a model of `parameters` on `tokens`."""
-        self.flops += 6.0 * parameters * tokens
+        self.flops += self.trained * parameters * tokens
         self.trained_tokens += tokens
 
     def sample(self, parameters: int, prompt_tokens: int, sampled: int) -> None:

@@ -19,7 +19,9 @@ from trueline import __version__
 from trueline.config import Section, digest, to_plain
 from trueline.data.chat import ChatTokenizer
 from trueline.errors import InputError, RunError
-from trueline.models.decoder import DecoderConfig, Precision
+from trueline.models.adapters import LoraSettings
+from trueline.models.checkpoints import read_config, shape_from
+from trueline.models.decoder import Precision
 from trueline.models.precision import choose_precision
 from trueline.runs.cell import Cell, read_json, write_json
 from trueline.runs.store import neighbours, take_over
@@ -32,7 +34,7 @@ from trueline.training.stage import Limits, Progress, Stage
 
 __all__ = ["Executor", "prepare_base"]
 
-_BASE_VERSION = 2
+_BASE_VERSION = 3
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,6 @@ def prepare_base(directory: Path, task: Task, sections: Mapping[str, Any]) -> Pa
 
     With `model.path` the tokenizer is that folder's; otherwise one is trained on the task's own text.
     """
-    from trueline.models.checkpoints import read_config
     from trueline.models.tiny import sized
 
     model = sections["model"]
@@ -74,7 +75,7 @@ def prepare_base(directory: Path, task: Task, sections: Mapping[str, Any]) -> Pa
     folder.mkdir(parents=True, exist_ok=True)
     if source is not None:
         shape = read_config(source)
-        tokenizer = ChatTokenizer.load(source)
+        tokenizer = ChatTokenizer.load(source, template=model.chat_template)
     else:
         tokenizer = ChatTokenizer.train(task.texts(), vocab_size=model.vocab_size)
         shape = sized(
@@ -122,7 +123,7 @@ class Executor:
         self.cells: dict[str, Path] = {}
         self.named: str | None = None
         self.share_of_steps = 1.0
-        train, shape = sections["train"], DecoderConfig(**read_json(self.base / "shape.json"))
+        train, shape = sections["train"], shape_from(read_json(self.base / "shape.json"))
         self.precision = choose_precision(train.precision, shape, _device(train.device))
 
     def identity(
@@ -356,6 +357,14 @@ def _die_with(parent: int) -> None:
         os._exit(1)
 
 
+def lora_of(model: Section) -> LoraSettings | None:
+    """The adapters that `model.*` asks for."""
+    if not model.lora_rank:
+        return None
+    targets = model.lora_targets[0] if model.lora_targets == ("all-linear",) else model.lora_targets
+    return LoraSettings(model.lora_rank, model.lora_alpha, targets, model.quantize)
+
+
 def _device(wanted: str) -> str:
     import torch
 
@@ -380,6 +389,8 @@ def _run_job(job: Job) -> None:
         job.max_steps,
         train.snapshots,
         job.stop_share,
+        lora_of(model),
+        train.gradient_checkpointing,
     )
     inputs = {name: Path(path) for name, path in job.inputs.items()} | {"shape": Path(job.base) / "shape.json"}
     if model.path:

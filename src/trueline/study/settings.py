@@ -40,7 +40,17 @@ class Data(Section):
 class Model(Section):
     """`model.*`: a Hugging Face folder, or the size of a model made from nothing."""
 
-    path: str = Field("", description="a Hugging Face folder to start SFT from")
+    path: str = Field("", description="what SFT starts from: a Hugging Face folder, or a name on the hub (ORG/NAME)")
+    revision: str = Field("main", description="of a name on the hub: a branch, a tag or a commit")
+    chat_template: str = Field(
+        "", description="a Jinja template, or a file of one, that goes before the folder's own (base models have none)"
+    )
+    lora_rank: int = Field(0, ge=0, description="of adapters that are trained in place of the weights; 0: all weights")
+    lora_alpha: float = Field(32.0, gt=0, description="alpha / rank multiplies what an adapter adds")
+    lora_targets: tuple[str, ...] = Field(("all-linear",), description="names of the layers that get an adapter")
+    quantize: Literal["none", "8bit", "4bit"] = Field(
+        "none", description="how the frozen base is held while adapters are trained (bitsandbytes, on a GPU)"
+    )
     size: Literal["tiny", "mini", "small", "medium"] = Field("tiny", description="of the embedded model")
     width: int = Field(0, ge=0, multiple_of=8, description="of the hidden states; 0: as the size has it")
     vocab_size: int = Field(768, ge=261, description="of the tokenizer that is trained for the embedded model")
@@ -57,6 +67,9 @@ class Train(Section):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="where to compute")
     precision: Literal["auto", "fp32", "bf16"] = Field(
         "auto", description="of matrix products; auto: bf16 on a GPU, or on a CPU with AMX from 2 million parameters on"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute layers again in the backward pass: less memory, about a third more time"
     )
     workers: int = Field(0, ge=0, description="cells at a time; 0: one per core, or one on a GPU")
 

@@ -15,7 +15,6 @@ from trueline.data.chat import ChatTokenizer
 from trueline.evaluation.measure import EVALUATION_SEED, Instruments, Sampler
 from trueline.evaluation.programs import pass_statistics
 from trueline.evaluation.refusal import refuses
-from trueline.models.checkpoints import load_decoder
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import Sampling, forbidden_mask, response_logprobs
 from trueline.rewards.learned import LearnedReward
@@ -24,7 +23,7 @@ from trueline.runs import checkpoint
 from trueline.runs.cell import read_jsonl
 from trueline.training.judge import load_judge
 from trueline.training.pairs import read_pairs
-from trueline.training.policies import load_policy, load_reward_model, load_start
+from trueline.training.policies import load_policy, load_reward_model, load_start, policy_in
 from trueline.training.stage import Stage, batch_on
 from trueline.types import Judgement, Pair, Prompt
 
@@ -66,7 +65,7 @@ def points_of(stage: Stage, sft: Decoder) -> list[Point]:
 
     def load(step: int) -> Callable[[], Decoder]:
         def policy() -> Decoder:
-            model = stage.placed(load_decoder(arm / "model"))
+            model = policy_in(stage, arm / "model")
             model.load_state_dict(checkpoint.read_policy(arm / "checkpoints", step))
             return model
 

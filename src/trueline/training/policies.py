@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from trueline.errors import InputError
+from trueline.models.adapters import Quantize, fresh_adapter
 from trueline.models.checkpoints import load_decoder, load_scalar, save_model
 from trueline.models.decoder import Decoder, DecoderConfig
 from trueline.models.heads import ScalarModel
@@ -18,6 +19,7 @@ __all__ = [
     "load_policy",
     "load_reward_model",
     "load_start",
+    "policy_in",
     "save_critic",
     "save_policy",
     "save_reward_model",
@@ -30,6 +32,9 @@ def start_policy(stage: Stage, *, fresh: bool = False, start: str = "sft") -> De
     if not fresh:
         return load_policy(stage, start)
     source = stage.inputs.get("model")
+    if source is not None and stage.limits.lora is not None:
+        policy = fresh_adapter(source, stage.limits.lora, derive(stage.seed, "sft/lora"))
+        return stage.placed(_check(policy, stage, source))
     if source is not None:
         return stage.placed(_check(load_decoder(source), stage, source))
     shape = DecoderConfig(**read_json(stage.inputs["shape"]))
@@ -38,7 +43,16 @@ def start_policy(stage: Stage, *, fresh: bool = False, start: str = "sft") -> De
 
 def load_policy(stage: Stage, name: str) -> Decoder:
     """The final policy of an input cell."""
-    return stage.placed(load_decoder(stage.inputs[name] / "model"))
+    return policy_in(stage, stage.inputs[name] / "model")
+
+
+def policy_in(stage: Stage, folder: Path) -> Decoder:
+    """The policy in a folder, an adapter's base held as the settings say."""
+    return stage.placed(load_decoder(folder, quantize=_quantize(stage)))
+
+
+def _quantize(stage: Stage) -> Quantize:
+    return "none" if stage.limits.lora is None else stage.limits.lora.quantize
 
 
 def load_start(stage: Stage) -> Decoder:
@@ -56,7 +70,9 @@ def load_start(stage: Stage) -> Decoder:
 def load_reward_model(stage: Stage, name: str = "reward") -> tuple[ScalarModel, dict[str, float]]:
     """The reward model of an input cell, with the mean and standard deviation of its scores on SFT samples."""
     folder = stage.inputs[name] / "reward_model"
-    return stage.placed(load_scalar(folder, bias=False)), read_json(folder / "calibration.json")
+    return stage.placed(load_scalar(folder, bias=False, quantize=_quantize(stage))), read_json(
+        folder / "calibration.json"
+    )
 
 
 def save_policy(stage: Stage, policy: Decoder) -> None:
@@ -69,14 +85,21 @@ def save_policy(stage: Stage, policy: Decoder) -> None:
 
 def save_critic(stage: Stage, critic: ScalarModel) -> None:
     """`critic/`: a one-label token classifier."""
-    save_model(critic, stage.cell / "critic")
-    stage.tokenizer.save(stage.cell / "critic")
+    _save_classifier(stage, critic, stage.cell / "critic")
 
 
 def save_reward_model(stage: Stage, model: ScalarModel) -> None:
     """`reward_model/`: a one-label sequence classifier."""
-    save_model(model, stage.cell / "reward_model")
-    stage.tokenizer.save(stage.cell / "reward_model")
+    _save_classifier(stage, model, stage.cell / "reward_model")
+
+
+def _save_classifier(stage: Stage, model: ScalarModel, folder: Path) -> None:
+    """Other tools take a row's last token that is not padding for its end: a pad that ends answers would hide it."""
+    tokenizer = stage.tokenizer
+    spare = [tokenizer.pad_id, *tokenizer.forbidden_ids]
+    pad = next((i for i in spare if i not in tokenizer.end_ids), tokenizer.pad_id)
+    save_model(model, folder, pad_id=pad)
+    tokenizer.save(folder, pad_id=pad)
 
 
 def _check(policy: Decoder, stage: Stage, source: Path) -> Decoder:

@@ -196,9 +196,7 @@ def _critic(config: Config, stage: Stage, policy: Decoder) -> ScalarModel:
     """A critic of its own, or a head on the policy's trunk. From the reward model it keeps the head, moved to the
     standardised scale of the scores."""
     if config.critic_trunk == "shared":
-        critic = ScalarModel(policy.config, bias=True)
-        critic.trunk = policy.trunk
-        return stage.placed(critic)
+        return stage.placed(ScalarModel(policy.config, bias=True, trunk=policy.trunk))
     if config.critic_from == "policy":
         return stage.placed(scalar_from(policy, bias=True))
     source, calibration = load_reward_model(stage)

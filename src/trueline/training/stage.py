@@ -16,6 +16,7 @@ import torch
 
 from trueline.data.batches import TokenBatch, Tokenized
 from trueline.data.chat import ChatTokenizer
+from trueline.models.adapters import LoraSettings
 from trueline.models.decoder import Decoder, Precision
 from trueline.models.heads import ScalarModel
 from trueline.models.scoring import Sampling, forbidden_mask
@@ -61,6 +62,9 @@ class Limits:
     snapshots: int = 8
     stop_share: float = 1.0
     """Of the planned steps: schedules see the whole plan, the run stops here."""
+    lora: LoraSettings | None = None
+    """Adapters are trained in place of the weights."""
+    gradient_checkpointing: bool = False
 
 
 class _Pace:
@@ -108,7 +112,7 @@ class Stage:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
     def __post_init__(self) -> None:
-        self.meter = BudgetMeter()
+        self.meter = BudgetMeter(4.0 if self.limits.lora else 6.0)  # a frozen weight gets no gradient
         self.sampling = Sampling(forbidden=self.forbidden())
         self._pace = _Pace()
         self._out_of_budget = self._cut_by_budget = False
@@ -135,6 +139,8 @@ class Stage:
     def placed(self, model: Placed) -> Placed:
         """A model on the stage's device, in its precision."""
         model.trunk.precision = self.limits.precision
+        if self.limits.gradient_checkpointing:
+            model.trunk.compute_again()
         return model.to(self.device)
 
     def engine(self, policy: Decoder) -> NativeEngine:
