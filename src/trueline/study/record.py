@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -282,19 +283,20 @@ def manifest_of_checkpoints(
 
 
 def _parameters(cells: Mapping[str, Path], nodes: Sequence[Node]) -> int:
+    """Of the policy, an adapter's base included."""
+    sft = next(node for node in nodes if node.arm == "sft")
+    folder = cells[sft.key] / "model"
+    adapter = folder / "adapter_config.json"
+    base = [Path(read_json(adapter)["base_model_name_or_path"])] if adapter.is_file() else []
+    return sum(_stored(path) for part in (folder, *base) for path in part.glob("*.safetensors"))
+
+
+def _stored(path: Path) -> int:
+    """Numbers in a file of tensors, by its header."""
     from safetensors import safe_open
 
-    sft = next(node for node in nodes if node.arm == "sft")
-    with safe_open(cells[sft.key] / "model" / "model.safetensors", framework="np") as file:
-        names = list(file.keys())
-        sizes = [file.get_slice(name).get_shape() for name in names]
-    total = 0
-    for shape in sizes:
-        count = 1
-        for side in shape:
-            count *= side
-        total += count
-    return total
+    with safe_open(path, framework="np") as file:
+        return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())
 
 
 def _agreement(nodes: Sequence[Node], cells: Mapping[str, Path]) -> dict[str, Any]:
