@@ -34,7 +34,7 @@ def folders(tmp_path_factory) -> Path:
     (root / "untokenized" / "tokenizer.json").unlink()
     for path in (root / "adapter").iterdir():
         path.unlink()
-    (root / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}')
+    (root / "adapter" / "adapter_config.json").write_text('{"base_model_name_or_path": "/nowhere/base"}')
     (root / "adapter" / "adapter_model.safetensors").write_bytes(b"")
     config = json.loads((fine / "config.json").read_text())
     (root / "strange" / "config.json").write_text(json.dumps(config | {"model_type": "mamba"}))
@@ -57,9 +57,9 @@ BAD = {
     "weightless": ("sft=fine dpo=weightless", "no safetensors weights", "save_pretrained"),
     "pickled": ("sft=fine dpo=pickled", "only pytorch_model.bin", "pickled weights are never read"),
     "damaged": ("sft=fine dpo=damaged", "damaged weights", "copy or save the file again"),
-    "adapter": ("sft=fine dpo=adapter", "a PEFT adapter of 'org/base'", "merge it first"),
+    "adapter": ("sft=fine dpo=adapter", "no such folder: /nowhere/base", "Hugging Face model folder"),
     "untokenized": ("sft=fine dpo=untokenized", "no tokenizer.json", "save_pretrained"),
-    "strange": ("sft=fine dpo=strange", "model type 'mamba' is not supported", "use one of llama"),
+    "strange": ("sft=fine dpo=strange", "models of type 'mamba' have no key-value cache", "use a transformer"),
     "short-context": ("sft=fine dpo=short", "the context is 48 tokens, prompt and response may take 64", "lower"),
     "few-embeddings": ("sft=fine dpo=few", "100 embeddings for a tokenizer of 300", "that belongs to the model"),
     "bad-seed": ("sft=fine dpo=fine,weightless", "no safetensors weights", "save_pretrained"),
@@ -300,3 +300,24 @@ def test_comparisons_of_a_file_bring_their_own_judges(given) -> None:
     metrics = arms(made)["dpo"]["metrics"]
     assert {"test/sampled/gold", "test/sampled/kl", "test/sampled/outside"} <= set(metrics)
     assert made["report"]["verdict"]["answer"] == "cannot-tell"
+
+
+def test_adapters_are_checkpoints_too(folders, tmp_path) -> None:
+    """Adapters that peft can read, named by arm; a reward model's adapter is no policy."""
+    from trueline.commands.evaluate import _check
+    from trueline.models.adapters import LoraSettings, fresh_adapter
+    from trueline.models.checkpoints import save_model
+    from trueline.models.heads import scalar_from
+
+    policy = fresh_adapter(folders / "fine", LoraSettings(4, 8.0), seed=0)
+    save_model(policy, tmp_path / "policy")
+    save_model(scalar_from(policy, bias=False), tmp_path / "reward")
+    for name in ("policy", "reward"):
+        other_tokenizer().save_pretrained(tmp_path / name)
+    _, sections, _ = resolve("dialogue", ["model.max_prompt_tokens=40"], True)
+    _check("dpo", tmp_path / "policy", sections)
+    _check("judge", tmp_path / "reward", sections)
+    with pytest.raises(InputError, match="a classifier, not a language model"):
+        _check("dpo", tmp_path / "reward", sections)
+    with pytest.raises(InputError, match="no one-label sequence classifier"):
+        _check("judge", tmp_path / "policy", sections)

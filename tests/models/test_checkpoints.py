@@ -219,7 +219,7 @@ def test_a_config_without_a_field(folder) -> None:
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"model_type": "mamba"}, "missing weights: backbone"),
+        ({"model_type": "mamba"}, "no key-value cache"),
         ({"model_type": "no_such_model"}, "no causal language model of type 'no_such_model'"),
         ({"model_type": "gemma3"}, "its text-only folder"),
         ({"model_type": "t5"}, "no causal language model"),

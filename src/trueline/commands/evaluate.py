@@ -81,7 +81,7 @@ def limits_of(target: str, given: Sequence[str]) -> list[str]:
 def _inner(folder: Path) -> Path:
     """The model's folder of a run's cell, or the folder itself."""
     for name in ("model", "reward_model"):
-        if (folder / name / "config.json").is_file():
+        if any((folder / name / file).is_file() for file in ("config.json", "adapter_config.json")):
             return folder / name
     return folder
 

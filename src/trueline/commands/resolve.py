@@ -12,8 +12,6 @@ import yaml
 
 from trueline.config import Section, load
 from trueline.errors import InputError
-from trueline.models.folders import is_adapter
-from trueline.models.hub import local_folder
 from trueline.study.settings import Data, Model, Study, Train, shipped, with_shipped
 from trueline.tasks.execution import Execution
 from trueline.tasks.registry import is_embedded, make_task, task_names, world_type
@@ -86,6 +84,8 @@ def _found(model: Model) -> Model:
         return model
     from trueline.models.adapters import check_quantize
     from trueline.models.checkpoints import read_config
+    from trueline.models.folders import is_adapter
+    from trueline.models.hub import local_folder
 
     folder = local_folder(model.path, model.revision)
     read_config(folder)

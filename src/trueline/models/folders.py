@@ -15,6 +15,7 @@ from trueline.errors import InputError
 
 __all__ = ["check_folder", "check_weights", "is_adapter", "read_end_ids", "read_object", "read_tensors"]
 
+PEFT = "base_model.model."
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MERGE = (
     'merge it first: python -c "from peft import AutoPeftModelForCausalLM as M; '
@@ -72,11 +73,14 @@ def read_end_ids(folder: Path, config: dict[str, Any]) -> int | tuple[int, ...] 
 
 
 def check_weights(folder: Path) -> dict[str, list[int]]:
-    """The shape of every tensor by its name; no tensor is read. `InputError` where a file is missing or damaged."""
+    """The shape of every tensor by its name, without the prefix that peft puts before an adapter's; no tensor is read.
+
+    `InputError` where a file is missing or damaged.
+    """
     shapes: dict[str, list[int]] = {}
     for name in _weight_files(folder):
         with _opened(folder, name) as file:
-            shapes.update((key, file.get_slice(key).get_shape()) for key in file.keys())
+            shapes.update((key.removeprefix(PEFT), file.get_slice(key).get_shape()) for key in file.keys())
     return shapes
 
 
@@ -91,7 +95,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 
 def _weight_files(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
-    names = ["model.safetensors"]
+    names = ["adapter_model.safetensors" if is_adapter(folder) else "model.safetensors"]
     if index.is_file():
         weight_map = read_object(index).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:

@@ -225,12 +225,20 @@ def foreign_config(folder: Path, raw: Mapping[str, Any]) -> ForeignConfig:
             field="model_type",
             remedy="use a causal language model; for one with a vision part, its text-only folder",
         )
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except (ValueError, TypeError, KeyError, OSError) as error:
         raise InputError(f"transformers cannot read it ({error})", where=where, remedy="save the model again") from None
+    model = AutoModelForCausalLM._model_mapping[type(config)]
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise InputError(
+            f"models of type {family!r} have no key-value cache to sample with",
+            where=where,
+            field="model_type",
+            remedy="use a transformer",
+        )
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None) or getattr(text, "n_positions", None)
     return ForeignConfig(
@@ -370,13 +378,6 @@ def _head(causal: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _check_head(model: ForeignDecoder, folder: Path) -> None:
-    if "past_key_values" not in inspect.signature(model.causal.base_model.forward).parameters:
-        raise InputError(
-            f"models of type {model.config.family!r} have no key-value cache to sample with",
-            where=str(folder),
-            field="model_type",
-            remedy="use a transformer",
-        )
     tokens = torch.tensor([_PROBE], device=next(model.parameters()).device) % model.config.vocab_size
     theirs, ours = model.causal(input_ids=tokens, use_cache=False).logits.float(), model(tokens).float()
     shorter, size = model(tokens[:, :-1]).float(), theirs.abs().max().clamp(min=1e-6)
