@@ -8,11 +8,13 @@ import warnings
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from trueline.errors import InputError
 from trueline.models.adapters import AdapterTrunk, LoraSettings, check_quantize, fresh_adapter, merged
 from trueline.models.checkpoints import load_decoder, load_scalar, read_config, save_model
 from trueline.models.fingerprints import fingerprint
+from trueline.models.foreign import quiet
 from trueline.models.heads import last_scores, scalar_from
 from trueline.models.scoring import Sampling, response_logprobs
 from trueline.rollout.native import NativeEngine
@@ -167,3 +169,20 @@ def test_what_cannot_be_adapted_is_refused(base, tmp_path) -> None:
     (tmp_path / "b" / "adapter_model.safetensors").write_bytes(b"12345678")
     with pytest.raises(InputError, match="damaged weights"):
         load_decoder(tmp_path / "b")
+
+
+def test_the_recommended_adapter_is_merged_beside_it(base, tmp_path) -> None:
+    """What `trueline train` leaves of an adapter: a folder that needs neither peft nor the base, with its tokenizer."""
+    from foreign import other_tokenizer
+    from trueline.commands.recommend import _merge
+
+    policy, (tokens, _, real) = stepped(fresh_adapter(base, LORA, seed=1)), batch()
+    save_model(policy, tmp_path / "adapter")
+    other_tokenizer().save_pretrained(tmp_path / "adapter")
+    wanted = policy(tokens).detach()
+    folder = _merge(tmp_path / "adapter", tmp_path / "merged")
+    assert not (folder / "adapter_config.json").exists() and (folder / "tokenizer.json").is_file()
+    with quiet():
+        whole = AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert (whole(input_ids=tokens, attention_mask=real.long()).logits - wanted)[real].abs().max() < 1e-4
+    assert whole.generation_config.temperature == 1.0

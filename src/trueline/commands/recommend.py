@@ -12,6 +12,7 @@ from rich.console import Console
 from trueline.commands.resolve import resolve
 from trueline.commands.run import design_of, execute
 from trueline.errors import InputError
+from trueline.models.folders import is_adapter
 from trueline.runs.cell import read_json, write_json
 from trueline.study.design import nodes_of_stage
 from trueline.study.record import claim, identity_of, stage_index
@@ -48,11 +49,26 @@ def train_recommended(report_path: Path, overrides: list[str], out: Path, comman
         if (target / folder).is_dir():
             shutil.rmtree(out / folder, ignore_errors=True)
             shutil.copytree(target / folder, out / folder)
+    left = out / "model"
+    if is_adapter(left):
+        left = _merge(left, out / "merged")
     write_json(
         out / "recommendation.json",
         {"arm": chosen, "share": share, "report": str(report_path), "verdict": report["verdict"]},
     )
-    console.print(f"{chosen}: {out / 'model'} (loads with transformers' AutoModelForCausalLM)", markup=False)
+    console.print(f"{chosen}: {left} (loads with transformers' AutoModelForCausalLM)", markup=False)
+
+
+def _merge(adapter: Path, folder: Path) -> Path:
+    """The adapter and its base as one model, for tools that know no peft; the adapter's own folder stays."""
+    from trueline.data.chat import ChatTokenizer
+    from trueline.models.adapters import load_adapter, merged
+
+    shutil.rmtree(folder, ignore_errors=True)
+    merged(load_adapter(adapter), folder)
+    ChatTokenizer.load(adapter).save(folder)
+    shutil.copy(adapter / "generation_config.json", folder)
+    return folder
 
 
 def _read(path: Path) -> dict:

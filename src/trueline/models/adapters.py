@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from trueline.errors import InputError
 from trueline.models.folders import check_folder, read_object
-from trueline.models.foreign import ForeignConfig, ForeignTrunk, foreign_config, load_foreign
+from trueline.models.foreign import ForeignConfig, ForeignTrunk, foreign_config, load_foreign, quiet
 from trueline.models.hub import local_folder
 
 __all__ = [
@@ -250,7 +250,8 @@ def merged(model: AdapterDecoder, folder: Path) -> None:
         )
     shared.use(model.trunk.adapter)
     whole = shared.peft.merge_and_unload(adapter_names=[model.trunk.adapter])
-    whole.save_pretrained(folder)
+    with quiet():
+        whole.save_pretrained(folder)
     for key in [key for key, base in _bases.items() if base is shared]:
         del _bases[key]
 
