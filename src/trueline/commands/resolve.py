@@ -72,6 +72,13 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
 
 def _found(model: Model) -> Model:
     """The model's settings with its folder on this machine; InputError where it cannot be used as asked."""
+    if model.quantize != "none" and not model.lora_rank:
+        raise InputError(
+            "weights in few bits cannot be trained",
+            where="settings",
+            field="model.quantize",
+            remedy="train adapters: model.lora_rank=16",
+        )
     if not model.path:
         for key in ("lora_rank", "chat_template"):
             if getattr(model, key):
@@ -87,6 +94,7 @@ def _found(model: Model) -> Model:
     from trueline.models.folders import is_adapter
     from trueline.models.hub import local_folder
 
+    check_quantize(model.quantize)
     folder = local_folder(model.path, model.revision)
     read_config(folder)
     if model.lora_rank and is_adapter(folder):
@@ -96,14 +104,6 @@ def _found(model: Model) -> Model:
             field="model.lora_rank",
             remedy="merge it first, or leave model.lora_rank out to train this adapter on",
         )
-    if model.quantize != "none" and not model.lora_rank:
-        raise InputError(
-            "weights in few bits cannot be trained",
-            where="settings",
-            field="model.quantize",
-            remedy="train adapters: model.lora_rank=16",
-        )
-    check_quantize(model.quantize)
     return model.model_copy(update={"path": str(folder)})
 
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trueline.errors import InputError
-from trueline.models.folders import check_folder, read_object
+from trueline.models.folders import PEFT, check_folder, read_object
 from trueline.models.foreign import ForeignConfig, ForeignTrunk, foreign_config, load_foreign, quiet
 from trueline.models.hub import local_folder
 
@@ -42,7 +42,6 @@ __all__ = [
 
 Quantize = Literal["none", "8bit", "4bit"]
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 _bases: dict[tuple[str, str], _Base] = {}
 
 
@@ -259,7 +258,7 @@ def merged(model: AdapterDecoder, folder: Path) -> None:
 def _save(trunk: AdapterTrunk, folder: Path, more: Mapping[str, Tensor], kind: str, whole: Sequence[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {key.replace("/", "."): p.detach() for key, p in trunk.lora.items()} | dict(more)
-    tensors = {_PREFIX + name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    tensors = {PEFT + name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     save_file(tensors, folder / _WEIGHTS, metadata={"format": "pt"})
     config = _like(trunk.shared.config_of(trunk.adapter))
     config.task_type, config.modules_to_save, config.inference_mode = kind, list(whole) or None, True
@@ -272,7 +271,7 @@ def _trunk(folder: Path, dtype: torch.dtype, quantize: Quantize) -> tuple[Adapte
     if not path.is_file():
         raise InputError("no adapter weights", where=str(folder), field=_WEIGHTS, remedy="save the adapter again")
     try:
-        found = {name.removeprefix(_PREFIX): tensor for name, tensor in load_file(path).items()}
+        found = {name.removeprefix(PEFT): tensor for name, tensor in load_file(path).items()}
     except Exception as error:  # safetensors raises its own class, which is no subclass of a common one
         raise InputError(f"damaged weights ({error})", where=str(path), remedy="copy or save it again") from None
     config = _peft().LoraConfig.from_pretrained(str(folder))

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from trueline.errors import InputError
 
-__all__ = ["check_folder", "check_weights", "is_adapter", "read_end_ids", "read_object", "read_tensors"]
+__all__ = ["PEFT", "check_folder", "check_weights", "is_adapter", "read_end_ids", "read_object", "read_tensors"]
 
 PEFT = "base_model.model."
+"""What peft puts before the name of every tensor of an adapter."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MERGE = (
     'merge it first: python -c "from peft import AutoPeftModelForCausalLM as M; '

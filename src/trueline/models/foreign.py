@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,6 @@ __all__ = [
     "LeftCache",
     "SoftcapHead",
     "foreign_config",
-    "load_causal",
     "load_foreign",
     "load_foreign_scalar_parts",
     "quiet",
@@ -133,9 +133,8 @@ class ForeignTrunk(nn.Module):
     def _cached(self, tokens: Tensor, at: Tensor, cache: LeftCache) -> Tensor:
         where = {"position_ids": at} if self.takes_positions else {}
         mask = cache.real.long()
-        return self.run(input_ids=tokens, attention_mask=mask, past_key_values=cache.held, use_cache=True, **where)[
-            :, -1
-        ]
+        hidden = self.run(input_ids=tokens, attention_mask=mask, past_key_values=cache.held, use_cache=True, **where)
+        return hidden[:, -1]
 
     def run(self, **inputs: Any) -> Tensor:
         """The last hidden states of transformers' module."""
@@ -254,17 +253,11 @@ def foreign_config(folder: Path, raw: Mapping[str, Any]) -> ForeignConfig:
     )
 
 
-def load_causal(folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
-    """transformers' causal model, in evaluation mode, every weight accounted for."""
-    from transformers import AutoModelForCausalLM
-
-    return _load(AutoModelForCausalLM, folder, dtype, **options)
-
-
 def load_foreign(folder: Path, config: ForeignConfig, dtype: torch.dtype, **options: Any) -> ForeignDecoder:
     """The policy in a Hugging Face folder, through transformers."""
-    causal = load_causal(folder, dtype, **options)
-    model = ForeignDecoder(causal, config).eval()
+    from transformers import AutoModelForCausalLM
+
+    model = ForeignDecoder(_load(AutoModelForCausalLM, folder, dtype, **options), config).eval()
     _check_head(model, folder)
     return model
 
@@ -333,13 +326,7 @@ def _families() -> Mapping[str, str]:
 
 def _count(folder: Path) -> int:
     """Parameters by the files' headers: tied weights are written once."""
-    total = 0
-    for shape in check_weights(folder).values():
-        size = 1
-        for width in shape:
-            size *= width
-        total += size
-    return total
+    return sum(prod(shape) for shape in check_weights(folder).values())
 
 
 def _load(factory: Any, folder: Path, dtype: torch.dtype, **options: Any) -> nn.Module:
