@@ -72,6 +72,7 @@ EXTRA = {
     "benchmarks/peers/trl_ppo.py": {"trl", "transformers", "datasets", "wire"},
     "benchmarks/peers/hf_generate.py": {"transformers", "wire"},
     "data/batches.py": {"torch"},
+    "data/hub_files.py": {"huggingface_hub"},
     "data/templates.py": {"jinja2"},
     "rewards/linear.py": {"safetensors"},
     "runs/checkpoint.py": {"torch", "safetensors"},
@@ -92,7 +93,7 @@ EXTRA = {
 
 # These answer before the heavy parts are loaded, so they are imported inside functions.
 LAZY = {
-    "data": {"pyarrow", "datasets"},
+    "data": {"pyarrow", "datasets", "huggingface_hub"},
     "models": {"transformers", "peft", "huggingface_hub"},
     "rollout": {"vllm"},
     "rewards": {"openai"},
@@ -192,7 +193,7 @@ def test_imports_follow_the_table(name) -> None:
         ("trueline.study.report", "from ..training import dpo"),
         ("trueline.study.report", "if TYPE_CHECKING:\n    import torch"),
         ("trueline.runs.cell", "import torch"),
-        ("trueline.data.records", "import jinja2"),
+        ("trueline.data.check", "import jinja2"),
         ("trueline.models.decoder", "import transformers"),
         ("trueline.rollout.native", "from trueline import training"),
     ],

@@ -48,6 +48,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="print the result as JSON")
 Problems = Annotated[
     str, typer.Argument(metavar="PROBLEMS", help="a file of problems (docs/code.md), or a quoted glob")
 ]
+PairFormat = Annotated[str, typer.Option("--format", help="auto, pairs, messages, hh-rlhf, ... (docs/data.md)")]
+ColumnNames = Annotated[str, typer.Option("--columns", help="role=column,...: prompt=question,chosen=good")]
 ProblemFormat = Annotated[str, typer.Option("--format", help="of the problems: auto, humaneval, mbpp, apps, ...")]
 OnBadRow = Annotated[str, typer.Option("--on-bad-row", help="error or drop")]
 Workers = Annotated[int | None, typer.Option("--workers", help="default: one for each core")]
@@ -510,14 +512,14 @@ def bench_curves_command(
 @data_app.command()
 def check(
     file: Annotated[list[str], typer.Argument(metavar="FILE...", help="a path, a quoted glob, or several")],
-    format: Annotated[str, typer.Option("--format", help="auto, pairs, messages or hh-rlhf")] = "auto",
+    format: PairFormat = "auto",
+    columns: ColumnNames = "",
     as_json: AsJson = False,
 ) -> None:
-    """Rows, format, quirks and bad rows of a preference file."""
+    """Rows, format, which column plays which role, quirks and bad rows of a preference file."""
     from trueline.data.check import check as run_check
-    from trueline.data.sources import expand
 
-    found = run_check(expand(tuple(file)), format=format)
+    found = run_check(tuple(file), format=format, columns=columns.split(",") if columns else ())
     print(json.dumps(found.as_dict())) if as_json else _show_check(found)
     if found.counts.get("bad_rows"):
         sys.exit(2)
@@ -582,11 +584,14 @@ def audit(
 
 def _show_check(found: Any) -> None:
     console.print(f"{found.rows} rows, format {found.format}", markup=False)
+    for role, column in found.mapping.items():
+        console.print(f"  {role:10}<- {column}", markup=False)
     for name, count in found.counts.items():
         if count:
             console.print(f"  {name.replace('_', ' '):28}{count}", markup=False)
     for name, values in found.lengths.items():
-        console.print(f"  {name} length in characters: {values}", markup=False)
+        if values:
+            console.print(f"  {name} length in characters: {values}", markup=False)
     for row in found.bad:
         console.print(f"  {row.where}: {row.field}: {row.reason}", markup=False)
 

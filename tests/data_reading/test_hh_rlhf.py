@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trueline.data.check import check
+from trueline.data.formats.hh_rlhf import HH_DROPPED, HH_RLHF, parse_hh, render_hh
+from trueline.data.formats.rows import RowProblem
 from trueline.data.loading import load_pairs
-from trueline.data.records import HH_DROPPED, RowProblem, parse_hh, read_record, render_hh
 from trueline.data.sources import read_rows
 from trueline.errors import InputError
 from trueline.types import Message
@@ -20,8 +21,8 @@ REAL = Path(__file__).resolve().parents[2] / ".." / "shared" / "data" / "hh_rlhf
 
 # file -> rows, kept, and every count that is not 0 (multi_turn aside), each found by a scan independent of the parser
 EXPECTED = {
-    "harmless-base": (2312, 2299, {"differing_prompts": 5, "consecutive_turns": 4, "empty_response": 4}),
-    "helpful-online": (1137, 1129, {"identical_pairs": 2, "ends_with_human": 2, "empty_response": 3, "empty_turn": 1}),
+    "harmless-base": (2312, 2299, {"differing_prompts": 5, "consecutive_turns": 4, "empty_responses": 4}),
+    "helpful-online": (1137, 1129, {"identical_pairs": 2, "ends_with_human": 2, "empty_responses": 3, "empty_turn": 1}),
     "helpful-rejection-sampled": (2749, 2714, {"identical_pairs": 32, "differing_prompts": 3}),
 }
 
@@ -30,9 +31,9 @@ def test_each_quirk_is_counted_under_its_name():
     found = check(QUIRKS)
     assert found.format == "hh-rlhf"
     assert found.counts == {
-        "kept": 13, "bad_rows": 0, "multi_turn": 1, "duplicate_pairs": 1, "reversed_pairs": 1,
+        "kept": 13, "bad_rows": 0, "multi_turn": 1, "duplicates": 1, "reversed_pairs": 1,
         "identical_pairs": 2, "assistant_first": 1, "ends_with_human": 1, "differing_prompts": 2,
-        "consecutive_turns": 1, "empty_turn": 1, "empty_response": 2,
+        "consecutive_turns": 1, "empty_turn": 1, "empty_responses": 2,
         "role_word_in_text": 3, "misspelt_role": 2, "missing_space": 1, "extra_space": 1,
         "invisible_characters": 1, "replacement_characters": 1,
     }  # fmt: skip
@@ -78,7 +79,7 @@ def test_text_that_is_no_dialogue_is_refused(text):
 )
 def test_rows_that_no_published_file_holds_are_bad_rows(row, name, field):
     with pytest.raises(RowProblem) as caught:
-        read_record(row, "hh-rlhf")
+        HH_RLHF.read(row)
     assert (caught.value.name, caught.value.field) == (name, field)
     assert name not in HH_DROPPED
 

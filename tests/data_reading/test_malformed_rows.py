@@ -134,7 +134,7 @@ def test_a_bad_row_of_messages_is_named_with_its_turn(tmp_path, line, field, rea
         ("rows.json", b"[]", "", "no rows"),
         ("rows.json", b"[" + GOOD.encode(), ":2", "expected , or ], found 'the end'"),
         ("rows.json", b"[\n" + GOOD.encode() + b", {\n 1", ":4:2", "broken JSON"),
-        ("rows.csv", b"prompt,chosen", "", "unknown kind of file"),
+        ("rows.txt", b"prompt,chosen", "", "unknown kind of file"),
         ("rows.jsonl.zip", b"PK", "", "unknown kind of file"),
     ],
 )

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from trueline.data.check import check
+from trueline.data.formats import detect
 from trueline.data.loading import load_pairs
-from trueline.data.records import detect
 from trueline.errors import InputError
 from trueline.study.settings import Data
 from trueline.tasks.registry import make_task
@@ -47,7 +47,7 @@ def test_sorts_conflicts_and_contradictions_are_counted() -> None:
         "kept": 7, "dual_safe": 3, "mixed_safety": 3, "dual_unsafe": 1,
     }  # fmt: skip
     assert counts["labels_in_conflict"] == 5 and counts["safer_against_flags"] == 1
-    assert counts["duplicate_pairs"] == 1  # the second row is the first one turned round
+    assert counts["duplicates"] == 1  # the second row is the first one turned round
     assert "dual_safe" not in check(FILE.with_name("pairs.jsonl")).counts
 
 

@@ -19,7 +19,7 @@ from trueline.commands.progress import bar
 from trueline.data.code_files import OnBadRow, load_problems
 from trueline.data.code_formats import Problem
 from trueline.data.code_rows import detect_problem, read_problem
-from trueline.data.records import RowProblem
+from trueline.data.formats.rows import RowProblem
 from trueline.data.sources import expand, read_rows
 from trueline.errors import InputError, TruelineError
 from trueline.rewards.verifier import public_tests

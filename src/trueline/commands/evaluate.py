@@ -235,7 +235,9 @@ def _given_pairs(task: Task, data: Any) -> list[Pair]:
         return []
     from trueline.data.loading import load_pairs
 
-    loaded = load_pairs(data.path, format=data.format, on_bad_row=data.on_bad_row, limit=data.limit or None)
+    loaded = load_pairs(
+        data.path, format=data.format, columns=data.columns, on_bad_row=data.on_bad_row, limit=data.limit or None
+    )
     known = {p.id: p for split in ("train", "selection", "test") for p in task.prompts(split)}
     pairs = [replace(p, prompt=known[p.prompt.id]) for p in loaded.pairs if p.prompt.id in known]
     if not pairs:

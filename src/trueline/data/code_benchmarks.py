@@ -20,7 +20,7 @@ from trueline.data.code_fields import (
     tolerance,
     unix,
 )
-from trueline.data.records import RowProblem
+from trueline.data.formats.rows import RowProblem
 from trueline.types import AssertTest, CallTest, StdioTest, Test
 
 __all__ = ["apps", "codecontests", "codecontests_files", "codejam", "humaneval", "mbpp"]

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trueline.data.records import RowProblem
+from trueline.data.formats.rows import RowProblem
 
 __all__ = [
     "Row",

@@ -11,7 +11,7 @@ from typing import Literal
 from trueline.data.code_fields import kind_of
 from trueline.data.code_formats import Problem
 from trueline.data.code_rows import PROBLEM_FORMATS, detect_problem, read_problem
-from trueline.data.records import RowProblem
+from trueline.data.formats.rows import RowProblem
 from trueline.data.sources import Row, expand, read_rows
 from trueline.errors import InputError
 

@@ -8,7 +8,7 @@ from typing import Any
 from trueline.data import code_benchmarks as benchmarks
 from trueline.data.code_fields import Row, an_object, column, known, python_name, seconds, task_id, texts, tolerance
 from trueline.data.code_formats import Problem, ProblemRecord
-from trueline.data.records import RowProblem
+from trueline.data.formats.rows import RowProblem
 from trueline.types import AssertTest, CallTest, StdioTest, Test
 
 __all__ = ["PROBLEM_FORMATS", "detect_problem", "read_problem"]

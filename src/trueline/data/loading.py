@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
-from trueline.data.check import DataCheck, Paths, scan
+from trueline.data.check import Columns, DataCheck, Paths, scan
 from trueline.errors import InputError
 from trueline.types import Pair
 
@@ -25,7 +25,12 @@ class LoadedPairs:
 
 
 def load_pairs(
-    paths: Paths, *, format: str = "auto", on_bad_row: Literal["error", "drop"] = "error", limit: int | None = None
+    paths: Paths,
+    *,
+    format: str = "auto",
+    columns: Columns = (),
+    on_bad_row: Literal["error", "drop"] = "error",
+    limit: int | None = None,
 ) -> LoadedPairs:
     """All files are read and checked whole, then the first `limit` pairs are taken.
 
@@ -35,7 +40,7 @@ def load_pairs(
     if on_bad_row not in ("error", "drop"):
         raise InputError(f"unknown choice {on_bad_row!r}", field="data.on_bad_row", remedy="known: error, drop")
     pairs: list[Pair] = []
-    check = scan(paths, pairs.append, format=format)
+    check = scan(paths, pairs.append, format=format, columns=columns)
     if check.bad_places and on_bad_row == "error":
         raise _bad_rows(check)
     if not pairs:

@@ -10,16 +10,19 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from trueline.data.hub_files import HUB, fetch
+from trueline.data.tables import TABLES, TEXT_TABLES, read_csv, read_parquet
 from trueline.errors import InputError
 
 __all__ = ["Row", "expand", "read_rows"]
 
-SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz")
+SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", *TABLES)
 LINE_LIMIT = 64 * 2**20  # bytes; bounds memory on a file with no line breaks and on a gzip bomb
+HUB_NAME = re.compile(r"[\w-]+/[\w-]+")
 LFS_POINTER = b"version https://git-lfs"
 
 OnBad = Callable[[InputError], None]
@@ -27,15 +30,19 @@ OnBad = Callable[[InputError], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One JSON object of a file; `where` is "FILE:LINE", lines counted from 1 with blank ones included."""
+    """One object of a file; `where` is "FILE:LINE", lines counted from 1 with blank ones included (Parquet: rows).
+
+    `texts_only` where the file has no types (CSV): flags and numbers are texts there.
+    """
 
     value: dict[str, Any]
     where: str
     line: int
+    texts_only: bool = False
 
 
 def expand(path: str | Path | Sequence[str | Path]) -> list[Path]:
-    """The sorted files that a path, a quoted glob or a list of these means, each file once.
+    """The sorted files that a path, a quoted glob, a dataset's name (`hub:...`) or a list of these means, each once.
 
     Raises `InputError` for anything that cannot be read as rows: missing, a directory, empty, not permitted, an unknown
     kind of file, a glob that matches nothing.
@@ -45,6 +52,8 @@ def expand(path: str | Path | Sequence[str | Path]) -> list[Path]:
         raise InputError("no path given", field="data.path", remedy="give a file, a quoted glob or a list of files")
     found: dict[Path, Path] = {}
     for part in parts:
+        if isinstance(part, str) and part.startswith(HUB):
+            part = fetch(part)
         for file in _matches(os.path.expanduser(part)):
             _check_readable(file)
             found.setdefault(file.resolve(), file)
@@ -57,6 +66,9 @@ def read_rows(path: Path, on_bad: OnBad | None = None) -> Iterator[Row]:
     A row that is not one JSON object in strict UTF-8 raises `InputError`; with `on_bad` it is handed there instead and
     reading goes on. What spoils the rest of the file (a corrupt gzip, an overlong line, UTF-16) always raises.
     """
+    if path.name.lower().endswith(TABLES):
+        yield from _table_rows(path, on_bad)
+        return
     lines = _lines(path)
     is_list = path.name.lower().removesuffix(".gz").endswith(".json")
     for line, item in _list_items(path, lines, on_bad) if is_list else _objects(lines):
@@ -66,6 +78,19 @@ def read_rows(path: Path, on_bad: OnBad | None = None) -> Iterator[Row]:
             _bad(error, on_bad)
         else:
             yield row
+
+
+def _table_rows(path: Path, on_bad: OnBad | None) -> Iterator[Row]:
+    is_text = path.name.lower().endswith(TEXT_TABLES)
+    for line, value in read_csv(path) if is_text else read_parquet(path):
+        try:
+            if isinstance(value, InputError):
+                raise value
+            row = _row(value, path, line)
+        except InputError as error:
+            _bad(error, on_bad)
+        else:
+            yield replace(row, texts_only=is_text)
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -89,12 +114,14 @@ def _check_readable(file: Path) -> None:
         if file.is_dir():
             raise InputError("is a directory", where=where, remedy=f"give its files: '{file}/*.jsonl'")
         if not file.name.lower().endswith(SUFFIXES):
+            file.stat()  # that it is missing is said before that its kind is unknown
             raise InputError("unknown kind of file", where=where, remedy=f"known: {', '.join(SUFFIXES)}")
         with file.open("rb") as stream:
             if not stream.read(1):
                 raise InputError("the file is empty", where=where, remedy="give a file with one JSON object per line")
     except FileNotFoundError:
-        raise InputError("file not found", where=where, remedy="check data.path") from None
+        remedy = f"check data.path, or write hub:{where} for a dataset on the hub" if HUB_NAME.fullmatch(where) else ""
+        raise InputError("file not found", where=where, remedy=remedy or "check data.path") from None
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", where=where, remedy="check data.path") from None
 

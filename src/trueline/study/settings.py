@@ -19,12 +19,16 @@ ARMS = ("sft", "sft-chosen", "best-of-n", "dpo", "dpo-iter", "ppo", "dpo+ppo", "
 class Data(Section):
     """`data.*`: files of preferences or of problems, for the tasks that read them."""
 
-    path: str | tuple[str, ...] = Field("", description="a path, a quoted glob, or a list of them")
+    path: str | tuple[str, ...] = Field("", description="a path, a quoted glob, hub:OWNER/NAME:SPLIT, or a list")
     test_path: str | tuple[str, ...] = Field("", description="test problems from files of their own (code tasks)")
     format: Literal[
-        "auto", "pairs", "messages", "hh-rlhf", "safe-rlhf",
+        "auto", "pairs", "messages", "hh-rlhf", "safe-rlhf", "reward-bench", "ultrafeedback", "nemo",
+        "helpsteer2-preference", "helpsteer3", "arena", "helpsteer", "kto", "sharegpt", "alpaca",
         "problems", "humaneval", "mbpp", "apps", "codecontests", "codecontests-files", "codejam",
     ] = Field("auto", description="of the rows")  # fmt: skip
+    columns: tuple[str, ...] = Field(
+        (), description="role=column for columns of other names: prompt=question,chosen=good,rejected=bad"
+    )
     on_bad_row: Literal["error", "drop"] = Field("error", description="what a row that cannot be used does")
     limit: int = Field(0, ge=0, description="at most so many pairs or problems; 0: all")
     long_prompts: Literal["auto", "error", "cut"] = Field(

@@ -70,6 +70,7 @@ class Preferences:
         loaded = load_pairs(
             data.path,
             format=formats if data.format == "auto" else data.format,
+            columns=data.columns,
             on_bad_row="drop" if name == "hh-rlhf" else data.on_bad_row,
             limit=data.limit or None,
         )
@@ -188,6 +189,7 @@ class Preferences:
         return kinds | {
             "pairs": counts,
             "format": self.check.format,
+            "mapping": self.check.mapping,
             "rows": self.check.rows,
             "quirks": dict(self.check.counts),
         }

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from trueline.data.row_problems import Record, RowProblem, need_columns
+from trueline.data.formats.rows import Format, Record, RowProblem, need_columns
 from trueline.data.safety import pair_of_labels
 from trueline.types import Prompt
 
-__all__ = ["SAFE_NOTES", "is_safe_rlhf", "read_safe_rlhf"]
+__all__ = ["SAFE_RLHF"]
 
-SAFE_NOTES = ("dual_safe", "mixed_safety", "dual_unsafe", "labels_in_conflict", "safer_against_flags")
+_NOTES = ("dual_safe", "mixed_safety", "dual_unsafe", "labels_in_conflict", "safer_against_flags")
 """Counted of rows that are kept: the sorts that filters go by, rows whose two labels name different responses, and rows
 whose safer response is flagged unsafe while the other is flagged safe."""
 
@@ -23,12 +23,7 @@ _FLAGS = ("is_response_0_safe", "is_response_1_safe")
 _LABELS = ("better_response_id", "safer_response_id")
 
 
-def is_safe_rlhf(row: Mapping[str, Any]) -> bool:
-    """Whether the row shows the format: both responses by their published names."""
-    return all(name in row for name in _RESPONSES)
-
-
-def read_safe_rlhf(row: Mapping[str, Any]) -> Record:
+def _read(row: Mapping[str, Any]) -> list[Record]:
     """The row as a pair, by the rule of `data.safety.pair_of_labels`.
 
     Raises RowProblem for a column that is missing or of another type, a label that is neither 0 nor 1, an empty text,
@@ -44,7 +39,7 @@ def read_safe_rlhf(row: Mapping[str, Any]) -> Record:
         raise RowProblem("empty_prompt", "prompt", "is empty")
     for column in _RESPONSES:
         if not row[column].strip():
-            raise RowProblem("empty_response", column, "the response is empty")
+            raise RowProblem("empty_responses", column, "the response is empty")
     if row["response_0"] == row["response_1"]:
         raise RowProblem("identical_pairs", "response_1", "equals response_0")
     safe = (row[_FLAGS[0]], row[_FLAGS[1]])
@@ -55,4 +50,19 @@ def read_safe_rlhf(row: Mapping[str, Any]) -> Record:
     notes = [sort, *(["labels_in_conflict"] if better != safer else [])]
     if safe[0] != safe[1] and not safe[safer]:
         notes.append("safer_against_flags")
-    return Record(pair, tuple(notes))
+    return [Record(pair, tuple(notes))]
+
+
+SAFE_RLHF = Format(
+    "safe-rlhf",
+    lambda row: all(name in row for name in _RESPONSES),
+    lambda row: {
+        "prompt": "prompt",
+        "chosen": "response_0 or response_1: the more helpful where both are safe, else the safer",
+        "rejected": "the other",
+    },
+    read=_read,
+    notes=_NOTES,
+    flags=_FLAGS,
+    numbers=_LABELS,
+)
