@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from trueline.errors import TruelineError
+from trueline.errors import InputError, TruelineError
 
 __all__ = ["app", "main"]
 
@@ -528,17 +528,33 @@ def check(
 @data_app.command()
 def show(
     file: Annotated[list[str], typer.Argument(metavar="FILE...")],
-    n: Annotated[int, typer.Option("-n", help="how many rows")] = 3,
-    format: Annotated[str, typer.Option("--format")] = "auto",
+    n: Annotated[int, typer.Option("-n", min=1, help="how many pairs")] = 3,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="PAGE.html", help="write a page of it")] = None,
+    evaluation: Annotated[
+        list[str] | None, typer.Option("--eval", metavar="FILE", help="must share no conversation with FILE")
+    ] = None,
+    model: Annotated[
+        Path | None, typer.Option("--model", metavar="FOLDER", help="whose tokenizer (default: one trained on FILE)")
+    ] = None,
+    template: Annotated[str, typer.Option("--chat-template", help="a Jinja template, or a file of one")] = "",
+    max_prompt_tokens: Annotated[int, typer.Option(min=1, help="as model.max_prompt_tokens")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="as model.max_new_tokens")] = 40,
+    format: PairFormat = "auto",
+    columns: ColumnNames = "",
 ) -> None:
-    """The first pairs of a file as they will be read: prompt, chosen, rejected."""
-    from trueline.data.loading import load_pairs
-    from trueline.study.page import visible
+    """Pairs as the model will see them, what is cut or dropped and why, repeats, contradictions, leaks, statistics."""
+    from trueline.commands.show_data import collect, print_examples, write_page
 
-    for pair in load_pairs(tuple(file), format=format, on_bad_row="drop", limit=n).pairs:
-        for label, text in (("prompt", pair.prompt.text), ("chosen", pair.chosen), ("rejected", pair.rejected)):
-            console.print(f"{label:9}{visible(text)}", markup=False)
-        console.print()
+    if out is not None and out.suffix != ".html":
+        raise InputError("is no page", where=str(out), field="--out", remedy="write PAGE.html")
+    shown = collect(
+        file, format=format, columns=columns.split(",") if columns else (), evaluation=tuple(evaluation or ()),
+        model=model, template=template, limits=(max_prompt_tokens, max_new_tokens), examples=n,
+    )  # fmt: skip
+    print_examples(shown, console)
+    if out is not None:
+        write_page(shown, out, f"trueline data show {' '.join(file)}")
+        console.print(f"Written: {out}", markup=False)
 
 
 @data_app.command()

@@ -141,6 +141,25 @@ class ChatTokenizer:
         ids = list(takewhile(lambda i: i not in self.end_ids, map(int, ids)))
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
+    def texts(self, ids: Sequence[int]) -> list[str]:
+        """What each token writes, special tokens too; of the tokens that share a character, the last one has it all."""
+        found: list[str] = []
+        before: list[int] = []  # a decoder may drop the space that a text begins with, so each is read after another
+        held: list[int] = []
+        for token in map(int, ids):
+            held.append(token)
+            start = self._tokenizer.decode(before, skip_special_tokens=False)
+            text = self._tokenizer.decode(before + held, skip_special_tokens=False)
+            text = text[len(start) :] if text.startswith(start) else self._tokenizer.decode(held)
+            found.append(text)
+            if text.endswith("\ufffd") and len(held) < 4:  # of a character of up to four bytes
+                found[-1] = ""
+            else:
+                before, held = held, []
+        if held:
+            found[-1] = self._tokenizer.decode(held, skip_special_tokens=False)
+        return found
+
     def _encode(self, messages: Sequence[Message], *, answering: bool) -> list[int]:
         """Special tokens count where the template wrote them; those in a message go out first and come back as text."""
         used = "".join([self._template.source, *(m.content for m in messages)])

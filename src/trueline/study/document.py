@@ -14,6 +14,7 @@ from trueline.study.statistics import Interval
 __all__ = [
     "Bar",
     "Document",
+    "Excerpt",
     "Figure",
     "Fold",
     "Mark",
@@ -79,11 +80,19 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Excerpt:
+    """A text in spans, each with a look: "read" (plain), "trained" (marked), "cut" (struck), or "label"."""
+
+    spans: Sequence[tuple[str, str]]
+    title: str = ""
+
+
+@dataclass(frozen=True)
 class Fold:
     """What a reader opens."""
 
     title: str
-    parts: Sequence[Text | Table | Figure]
+    parts: Sequence[Text | Table | Figure | Excerpt]
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,7 @@ class Section:
     """A heading, and below it its parts in order; neighbouring figures stand side by side."""
 
     title: str
-    parts: Sequence[Text | Table | Figure | Fold]
+    parts: Sequence[Text | Table | Figure | Excerpt | Fold]
 
 
 @dataclass(frozen=True)
