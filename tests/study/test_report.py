@@ -21,7 +21,7 @@ from .pages import Page
 from .study_builder import ARMS, QUIRKY, Spec, build_run
 
 TOP = {"schema", "task", "world", "seeds", "arms", "comparisons", "verdict", "variants", "diagnostics", "threats",
-       "over_prompts", "tuning", "judges", "probes"}  # fmt: skip
+       "over_prompts", "tuning", "judges", "gates", "probes"}  # fmt: skip
 ARM = {"name", "variant", "metrics", "cost", "picks", "collapsed"}
 COST = {"seconds", "flops", "sampled_tokens", "trained_tokens", "reward_calls", "labels", "peak_memory_bytes"}
 

@@ -51,13 +51,13 @@ def _break_reference(module, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("method", "module", "message"),
     [
-        ("dpo", dpo, "first loss/dpo is .*, not 0.693147"),
-        ("cdpo", preference, "first loss/cdpo is .*, not 0.693147"),
-        ("dpo-positive", preference, "first loss/dpo_positive is .*, not 0.693147"),
-        ("ln-dpo", preference, "first loss/ln_dpo is .*, not 0.693147"),
-        ("ipo", preference, "first loss/ipo is .*, not 25.000000"),
-        ("kto", kto, "first (loss/kto is .*, not 0.500000|rewards/chosen is .*, not 0.000000)"),
-        ("dpo-iter", dpo_iter, "first loss/dpo is .*, not 0.693147"),
+        ("dpo", dpo, "the first loss/dpo, where .*, is .*, not 0.693147"),
+        ("cdpo", preference, "the first loss/cdpo, where .*, is .*, not 0.693147"),
+        ("dpo-positive", preference, "the first loss/dpo_positive, where .*, is .*, not 0.693147"),
+        ("ln-dpo", preference, "the first loss/ln_dpo, where .*, is .*, not 0.693147"),
+        ("ipo", preference, "the first loss/ipo, where .*, is .*, not 25"),
+        ("kto", kto, "the first (loss/kto, where .*, is .*, not 0.5|rewards/chosen, where .*, is .*, not 0)"),
+        ("dpo-iter", dpo_iter, "the first loss/dpo, where .*, is .*, not 0.693147"),
         ("ppo", ppo, "KL to the reference"),
     ],
 )
@@ -78,7 +78,7 @@ def test_an_engine_with_other_weights_is_refused(method, tiny_world, tmp_path, m
         return engine
 
     monkeypatch.setattr(Stage, "engine", stale)
-    with pytest.raises(NumericsError, match="sampled and recomputed log-probs differ"):
+    with pytest.raises(NumericsError, match="gap of sampled and recomputed"):
         run_small(tiny_world, method, tmp_path / "run")
 
 
@@ -94,7 +94,7 @@ def test_a_policy_that_moved_since_it_sampled_is_refused(method, tiny_world, tmp
 
     monkeypatch.setattr(f"trueline.training.{method}.update_policy", late)
     settings = {"critic_warmup": 0} if method == "ppo" else {}
-    with pytest.raises(NumericsError, match="ratio of the first minibatch"):
+    with pytest.raises(NumericsError, match="first ratio"):
         run_small(tiny_world, method, tmp_path / "run", settings=settings)
 
 
@@ -120,7 +120,7 @@ def test_good_runs_pass_with_room(finished) -> None:
 def test_the_gate_looks_at_the_sigmoid_term_alone(tiny_world, tmp_path) -> None:
     stage = tiny_world.stage("dpo", tmp_path)
     start_gate(stage, {"loss": 3.0, "loss/dpo": 0.69315}, "loss/dpo", math.log(2))
-    with pytest.raises(NumericsError, match=r"0\.700000"):
+    with pytest.raises(NumericsError, match=r"is 0\.7, not"):
         start_gate(stage, {"loss": 0.6931472, "loss/dpo": 0.7}, "loss/dpo", math.log(2))
 
 
@@ -128,7 +128,7 @@ def test_in_bf16_the_gate_is_as_wide_as_its_rounding(tiny_world, tmp_path) -> No
     """300 times 1e-4: 0.7 is within 0.03 of ln 2, 0.73 is not."""
     stage = tiny_world.stage("dpo", tmp_path, precision="bf16")
     start_gate(stage, {"loss/dpo": 0.7}, "loss/dpo", math.log(2))
-    with pytest.raises(NumericsError, match=r"0\.730000"):
+    with pytest.raises(NumericsError, match=r"is 0\.73, not"):
         start_gate(stage, {"loss/dpo": 0.73}, "loss/dpo", math.log(2))
 
 

@@ -115,7 +115,7 @@ def _given(manifest: dict) -> list[str]:
     out = []
     for section, values in manifest.get("sections", {}).items():
         for key, value in values.items():
-            text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
+            text = (",".join(map(str, value)) or "[]") if isinstance(value, list) else str(value)
             if value != "" and (section, key) not in _DECIDED:
                 out.append(f"{section}.{key}={text}")
     return out

@@ -46,9 +46,9 @@ class ChatTokenizer:
         self._template = Template(template, {key: text for key, text in named.items() if text}, where)
         self._special = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
         self._guard = re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or "(?!)")
-        self._bos_id = tokenizer.token_to_id(named["bos_token"]) if named["bos_token"] else None
+        self.bos_id: int | None = tokenizer.token_to_id(named["bos_token"]) if named["bos_token"] else None
         first = tokenizer.encode("a", add_special_tokens=True).ids[:1]
-        self._adds_bos = self._bos_id is not None and first == [self._bos_id]
+        self._adds_bos = self.bos_id is not None and first == [self.bos_id]
         self.vocab_size: int = max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
         self.end_ids: tuple[int, ...] = self._find_ends(named["eos_token"])
         self.end_id: int = self.end_ids[0]
@@ -178,8 +178,8 @@ class ChatTokenizer:
 
     def _with_one_bos(self, ids: list[int]) -> list[int]:
         """Template and tokenizer may both write a BOS, or neither."""
-        count = next((i for i, token in enumerate(ids) if token != self._bos_id), len(ids))
-        return [self._bos_id, *ids[count:]] if self._bos_id is not None and (count or self._adds_bos) else ids
+        count = next((i for i, token in enumerate(ids) if token != self.bos_id), len(ids))
+        return [self.bos_id, *ids[count:]] if self.bos_id is not None and (count or self._adds_bos) else ids
 
     def _find_ends(self, eos: str) -> tuple[int, ...]:
         """What the template writes after an answer, else the EOS; then what else the model stops at.
@@ -208,7 +208,7 @@ class ChatTokenizer:
         if named is not None:
             return named
         spare = [i for text, i in self._special.items() if "pad" in text.lower() or text == unk]
-        return next((i for i in spare if i not in (self.end_id, self._bos_id)), self.end_id)
+        return next((i for i in spare if i not in (self.end_id, self.bos_id)), self.end_id)
 
 
 @contextmanager

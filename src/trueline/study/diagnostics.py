@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trueline.study.gates import allowed, measured
 from trueline.study.matrix import ArmRuns, Study, Variant
 from trueline.study.probes import risks
 from trueline.study.programs import UNSAFE, by_example, unjudged
@@ -19,6 +20,7 @@ LENGTH_DRIFT = 0.25
 LOGPROB_FALL = 1.0  # nats per response
 ALL_ARMS = "all arms"
 BEFORE = "before training"
+PREFLIGHT = "pre-flight"
 UNCONTAINED, INCIDENTS, NOT_JUDGED = "not contained", "sandbox incidents", "samples not judged"
 LOUD = (UNCONTAINED, INCIDENTS, NOT_JUDGED)
 """Flags of the machinery: they stand first, and the page sets them apart."""
@@ -46,6 +48,11 @@ def collapse_marks(arm: ArmRuns, sft: ArmRuns | None, metric: str) -> tuple[bool
 def diagnose(study: Study) -> tuple[Flag, ...]:
     """All flags of all variants: those of the machinery, then in the order of variants, checks and arms."""
     flags: list[Flag] = list(_machinery(study)) if study.manifest.by_tests else []
+    for gate in study.manifest.gates:
+        if gate["failed"]:
+            what, runs = gate["what"].rstrip(","), gate["failed"]
+            text = f"{what} is {measured(gate)}; {allowed(gate)} is hoped for; told in {runs} of {gate['runs']} runs."
+            flags.append(Flag(PREFLIGHT, study.primary.name, BEFORE, float(gate["failed"]), text))
     for variant in study.variants:
         for name, value, text in risks(study.manifest.probes.get(variant.name, ())):
             flags.append(Flag(name, variant.name, BEFORE, value, text))

@@ -48,6 +48,8 @@ class Manifest:
     pairs: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     probes: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     """Variant -> what was measured before training, a row per seed (`study/probes.py`)."""
+    gates: tuple[Mapping[str, Any], ...] = ()
+    """What had to hold in every run (docs/preflight.md), each where it came closest to failing."""
 
     @property
     def by_tests(self) -> bool:

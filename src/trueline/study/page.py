@@ -11,6 +11,7 @@ import numpy as np
 
 from trueline.study.comparisons import CANDIDATES, Comparison, arm_interval, compare, controlled, over_prompts
 from trueline.study.diagnostics import LOUD, Flag, collapse_marks, diagnose
+from trueline.study.gates import allowed, measured
 from trueline.study.judges import judge_rows
 from trueline.study.matrix import ArmRuns, Study, Variant
 from trueline.study.plots import MARKS, figures, slug
@@ -60,6 +61,7 @@ def render(study: Study, verdict: Verdict) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"allowed": allowed, "measured": measured}
     environment.filters |= {"si": si, "show": display, "slug": slug, "signed": signed, "num": number, "secs": seconds}
     return environment.get_template("report.html").render(_context(study, verdict))
 

@@ -14,6 +14,7 @@ from trueline.config import digest, to_plain
 from trueline.errors import InputError
 from trueline.runs.cell import read_json, write_json
 from trueline.study.design import Node, Variant
+from trueline.study.gates import closest_gates
 from trueline.study.probes import probe_row
 
 __all__ = [
@@ -175,6 +176,7 @@ def manifest_of(
         "sandbox": _sandbox(cells.values()),
         "pairs": _program_pairs(nodes, cells),
         "probes": _probes(nodes, cells),
+        "gates": closest_gates(cells.values()),
     }
 
 

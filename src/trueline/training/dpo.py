@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from pydantic import Field
@@ -20,7 +19,6 @@ from trueline.algorithms.dpo import dpo_loss
 from trueline.algorithms.logprobs import sequence_logprobs
 from trueline.algorithms.online_kl import online_kl
 from trueline.data.batches import micro_batches
-from trueline.errors import NumericsError
 from trueline.models.decoder import Decoder
 from trueline.models.fingerprints import fingerprint
 from trueline.models.scoring import response_logprobs
@@ -28,6 +26,7 @@ from trueline.rollout.engine import Rollout
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.seeds import uniforms
 from trueline.training.experience import rescore
+from trueline.training.memory import Part
 from trueline.training.pairs import read_pairs
 from trueline.training.policies import load_policy, save_policy
 from trueline.training.preference import (
@@ -36,6 +35,7 @@ from trueline.training.preference import (
     PairLosses,
     ReferenceSettings,
     next_pairs,
+    opening_gates,
     pair_items,
     pair_step,
     planned_steps,
@@ -43,6 +43,7 @@ from trueline.training.preference import (
     reference_logprobs,
     start_gate,
 )
+from trueline.training.preflight import sampled_gate
 from trueline.training.sft import epoch_rows
 from trueline.training.stage import Stage
 from trueline.training.step import make_optimizer
@@ -113,6 +114,8 @@ def train(config: Config, stage: Stage) -> None:
     step = stage.begin(registry, objective(config))
     if not config.ema_eta:
         items = reference_logprobs(stage, reference, items, count=step == 0)
+    if step == 0:
+        opening_gates(stage, policy, reference, items)
     # 3. The loop.
     while stage.may_step(step, total):
         batch = next_pairs(config, stage, items, step)
@@ -121,9 +124,12 @@ def train(config: Config, stage: Stage) -> None:
         rate, loss, name = rate_at(config, step, total), pair_loss(config.beta), "loss/dpo"
         if config.online_kl_coef:
             fresh = _sample(config, stage, policy, reference, step)
-            seen: dict[str, float] = {}
+            seen = {"online/kl": 0.0}
             online = _online_parts(config, stage, policy, fresh, seen)
-            metrics = pair_step(config, stage, policy, optimizer, batch, rate, loss, name=name, more=online) | seen
+            metrics = pair_step(
+                config, stage, policy, optimizer, batch, rate, loss, name=name, more=online, more_sums=seen
+            )
+            metrics |= seen | {"online/length": float(fresh.rollout.response_lengths.float().mean())}
             stage.meter.train(policy.parameter_count, int(fresh.rollout.lengths.sum()))
         else:
             metrics = pair_step(config, stage, policy, optimizer, batch, rate, loss, name=name)
@@ -159,22 +165,17 @@ def _online_parts(
 ) -> list[Callable[[], Tensor]]:
     """online_kl_coef times the mean online KL, in micro-batches; what was measured is added to `seen`."""
     rollout, count = fresh.rollout, len(fresh.rollout)
-    seen.update({"online/kl": 0.0, "online/length": float(rollout.response_lengths.float().mean())})
 
     def part(rows: Tensor) -> Tensor:
         width = int(rollout.lengths[rows].max())
         mask = rollout.response_mask[rows, :width]
         logprobs, _ = response_logprobs(policy, rollout.tokens[rows, :width], mask, stage.sampling)
         gap = float((logprobs.detach() - rollout.logprobs[rows, :width]).abs().max())
-        if policy.trunk.precision == "fp32" and policy.head.weight.dtype == torch.float32 and gap > 1e-4:
-            raise NumericsError(
-                f"{stage.method}: sampled and recomputed log-probs differ by {gap:.2e} (1e-4 allowed); the samples are "
-                "not of the policy that is trained, and their KL has another gradient"
-            )
+        sampled_gate(stage, policy, gap)
         sums = sequence_logprobs(logprobs, mask)
         terms = online_kl(sums, fresh.ref_logprobs[rows], baseline=fresh.baseline[rows])
         seen["online/kl"] += float(terms.detach().sum()) / count
         return config.online_kl_coef * terms.sum() / count
 
     groups = micro_batches(rollout.lengths.tolist(), stage.limits.micro_tokens)
-    return [partial(part, torch.from_numpy(rows).to(stage.device)) for rows in groups]
+    return [Part(part, torch.from_numpy(rows).to(stage.device)) for rows in groups]

@@ -21,7 +21,7 @@ from trueline.seeds import permutation, uniforms
 from trueline.training.dpo import pair_loss
 from trueline.training.feedback import Feedback, reward_source
 from trueline.training.policies import load_policy, save_policy
-from trueline.training.preference import PairItem, pair_step, reference_logprobs, start_gate
+from trueline.training.preference import PairItem, opening_gates, pair_step, reference_logprobs, start_gate
 from trueline.training.stage import Stage
 from trueline.training.step import make_optimizer
 
@@ -116,6 +116,8 @@ def train(config: Config, stage: Stage) -> None:
         if not current.items:  # every prompt's samples were scored alike: nothing is left to learn from this labeller
             stage.snapshot(step, policy)
             break
+        if step == 0:
+            opening_gates(stage, policy, reference if config.reference == "sft" else None, current.items)
         picked = _rows(config, stage, number, within, len(current.items))
         gate = within == 0 and fingerprint(policy) == fingerprint(reference)
         batch, loss = [current.items[i] for i in picked], pair_loss(config.beta)

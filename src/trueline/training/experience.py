@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trueline.algorithms.divergence import kl_k1, kl_k3
 from trueline.algorithms.logprobs import sequence_logprobs
-from trueline.data.batches import common_prompts, micro_batches
-from trueline.errors import NumericsError
+from trueline.data.batches import Tokenized, common_prompts, micro_batches
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import exact_kl, response_logprobs
 from trueline.rollout.engine import Rollout
 from trueline.seeds import permutation, uniforms
 from trueline.training.feedback import Score
+from trueline.training.memory import each
+from trueline.training.preflight import end_gate, logprob_gate, sampled_gate
 from trueline.training.stage import Stage
 
 __all__ = ["Experience", "collect", "kl_metrics", "over_rows", "rescore"]
@@ -48,11 +50,14 @@ def over_rows(stage: Stage, rollout: Rollout, function: Callable[[Tensor, Tensor
     """`function(tokens, response_mask)` -> [b, t] over groups of rows of similar length, put together as [B, T]."""
     out = torch.zeros(rollout.tokens.shape, device=rollout.tokens.device)
     alike = common_prompts(rollout.tokens, rollout.prompt_lengths)
-    for group in micro_batches(rollout.lengths.tolist(), token_limit, alike):
+
+    def compute(group: np.ndarray) -> None:
         rows = torch.from_numpy(group).to(rollout.tokens.device)
         width = int(rollout.lengths[rows].max())
         values = function(rollout.tokens[rows, :width], rollout.response_mask[rows, :width])
         out[rows[:, None], torch.arange(width, device=out.device)] = values.float()
+
+    each(micro_batches(rollout.lengths.tolist(), token_limit, alike), compute, stage.room)
     return out
 
 
@@ -77,11 +82,13 @@ def collect(
     reward_scale: float,
     reward_clip: float,
     reward_shift: float = 0.0,
+    least_ended: float = 0.0,
 ) -> Experience:
     """Sample `samples_per_prompt` responses to each of the next `prompts` prompts and score them.
 
     Rows of one prompt are consecutive. Raises NumericsError where the engine's log-probs and the trainer's differ by
-    more than 1e-4 (fp32; in bf16 the gap is reported alone): sampling and scoring would not be the same distribution.
+    more than 1e-4 (fp32; in bf16 the gap is reported alone): sampling and scoring would not be the same distribution;
+    and at the first step where fewer than `least_ended` of the responses end, or a row's log-probs hang on the others.
     """
     # 1. Sample.
     pool = stage.task.prompts("train")
@@ -101,11 +108,10 @@ def collect(
     # 3. Re-score under the policy as the trainer sees it, and under the reference.
     old = rescore(stage, policy, rollout)
     gap = float((old - rollout.logprobs).abs().max())
-    if policy.trunk.precision == "fp32" and policy.head.weight.dtype == torch.float32 and gap > 1e-4:
-        raise NumericsError(
-            f"{stage.method} step {iteration}: sampled and recomputed log-probs differ by {gap:.2e} (1e-4 allowed); "
-            "the engine's weights or masks are not the trainer's"
-        )
+    sampled_gate(stage, policy, gap)
+    if iteration == 0:
+        end_gate(stage, float(rollout.ended.float().mean()), least=least_ended, hard=True)
+        logprob_gate(stage, policy, [Tokenized(p, tuple(r)) for p, r in zip(ids, rollout.responses())])
     clipped = float((scaled.abs() > reward_clip).float().mean())
     return Experience(rollout, old, rescore(stage, reference, rollout), scores, raw, scored, clipped)
 

@@ -25,6 +25,7 @@ from trueline.training.preference import (
     PairLosses,
     ReferenceSettings,
     next_pairs,
+    opening_gates,
     pair_items,
     pair_step,
     planned_steps,
@@ -79,6 +80,8 @@ def train(config: Config, stage: Stage) -> None:
     step = stage.begin(registry, objective(config))
     if not config.ema_eta:
         items = reference_logprobs(stage, reference, items, count=step == 0)
+    if step == 0:
+        opening_gates(stage, policy, reference, items)
     # 3. The loop: where the policy stands on responses to other prompts, then a step on these.
     while stage.may_step(step, total):
         batch = next_pairs(config, stage, items, step)

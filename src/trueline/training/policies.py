@@ -8,11 +8,13 @@ from trueline.errors import InputError
 from trueline.models.adapters import Quantize, fresh_adapter
 from trueline.models.checkpoints import load_decoder, load_scalar, save_model
 from trueline.models.decoder import Decoder, DecoderConfig
+from trueline.models.fingerprints import fingerprint
 from trueline.models.heads import ScalarModel
 from trueline.models.tiny import make_decoder
 from trueline.runs import checkpoint
 from trueline.runs.cell import read_json
 from trueline.seeds import derive
+from trueline.training.preflight import scored_gate
 from trueline.training.stage import Stage
 
 __all__ = [
@@ -70,9 +72,10 @@ def load_start(stage: Stage) -> Decoder:
 def load_reward_model(stage: Stage, name: str = "reward") -> tuple[ScalarModel, dict[str, float]]:
     """The reward model of an input cell, with the mean and standard deviation of its scores on SFT samples."""
     folder = stage.inputs[name] / "reward_model"
-    return stage.placed(load_scalar(folder, bias=False, quantize=_quantize(stage))), read_json(
-        folder / "calibration.json"
-    )
+    model = stage.placed(load_scalar(folder, bias=False, quantize=_quantize(stage)))
+    if (folder / "examples.json").exists():
+        scored_gate(stage, model, folder)
+    return model, read_json(folder / "calibration.json")
 
 
 def save_policy(stage: Stage, policy: Decoder) -> None:
@@ -80,6 +83,7 @@ def save_policy(stage: Stage, policy: Decoder) -> None:
     ends = stage.tokenizer.end_ids  # what the policy was trained to end with, whatever its start's folder named
     stops = {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
     save_model(policy, stage.cell / "model", generation=stops)
+    stage.facts["fingerprint"] = fingerprint(policy)
     stage.tokenizer.save(stage.cell / "model")
 
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from trueline.algorithms.masking import masked_sum
 from trueline.algorithms.ppo import approx_kl, clip_fraction, clipped_policy_loss
 from trueline.data.batches import common_prompts, micro_batches
-from trueline.errors import NumericsError
 from trueline.models import workspace
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import response_logprobs
@@ -42,11 +41,12 @@ class UpdateSettings:
 
 @dataclass(frozen=True)
 class Also:
-    """A loss that is part of the same step: of a head on the policy's own trunk. `loss_of` takes the rows of a group;
-    `booked` runs when the step was taken, for the meter."""
+    """A loss that is part of the same step: of a head on the policy's own trunk. `loss_of` takes the rows of a group
+    and adds its metrics to `sums`; `booked` runs when the step was taken, for the meter."""
 
     module: nn.Module
     loss_of: Callable[[Tensor], Tensor]
+    sums: dict[str, float]
     booked: Callable[[], None]
 
 
@@ -112,10 +112,15 @@ def update_policy(
         return loss if also is None else loss + also.loss_of(group)
 
     def accept() -> bool:
-        if first and abs(sums["policy/ratio"] - 1.0) > _RATIO_GATE[policy.trunk.precision]:
-            raise NumericsError(
-                f"start gate: the mean ratio of the first minibatch is {sums['policy/ratio']:.8f}, not 1; the policy "
-                "that is trained does not score like the one that sampled"
+        if first:
+            allowed = _RATIO_GATE[policy.trunk.precision]
+            stage.gates.ask(
+                "first ratio",
+                "the mean ratio of a batch's first minibatch, before any update,",
+                sums["policy/ratio"],
+                low=1 - allowed,
+                high=1 + allowed,
+                remedy="the policy that is trained does not score like the one that sampled",
             )
         return sums["policy/ratio"] <= settings.ratio_stop
 
@@ -128,6 +133,8 @@ def update_policy(
         max_grad_norm=settings.max_grad_norm,
         what=f"{stage.method} seed {stage.seed}",
         accept=accept,
+        sums=[sums] if also is None else [sums, also.sums],
+        room=stage.room,
     )
     optimizer.zero_grad(set_to_none=True)  # not beside the critic's
     stage.meter.train(policy.parameter_count, int(rollout.lengths[rows].sum()))

@@ -21,7 +21,6 @@ from trueline.algorithms.controllers import AdaptiveKL, FixedKL
 from trueline.algorithms.masking import masked_mean, masked_sum, masked_var, normalize
 from trueline.algorithms.ppo import clipped_value_loss, explained_variance
 from trueline.config import Section
-from trueline.errors import NumericsError
 from trueline.models.decoder import Decoder
 from trueline.models.fingerprints import fingerprint
 from trueline.models.heads import ScalarModel, response_values, scalar_from
@@ -31,6 +30,7 @@ from trueline.training.experience import Experience, collect, kl_metrics, over_r
 from trueline.training.feedback import Feedback, reward_source
 from trueline.training.policies import load_policy, load_reward_model, load_start, save_critic, save_policy
 from trueline.training.policy_gradient import Also, UpdateSettings, groups_of, mean_metrics, minibatches, update_policy
+from trueline.training.preflight import reference_gate, slack
 from trueline.training.stage import Stage
 from trueline.training.step import learning_rate_at, make_optimizer, optimize
 
@@ -93,6 +93,9 @@ class Config(Section):
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip of each network; 0 is off")
     reference: Literal["sft", "start"] = Field("sft", description="what the KL is taken to where the start is not SFT")
     feedback: Feedback = Field("learned", description="who scores; gold calls count as labels")
+    min_ended: float = Field(
+        0.01, ge=0, le=1, description="share of the first samples that must end by themselves, for others have no score"
+    )
 
     @model_validator(mode="after")
     def _has_something_to_adapt(self) -> Config:
@@ -149,6 +152,8 @@ def train(config: Config, stage: Stage) -> None:
     total = stage.total_steps(config.steps, executions=config.batch_size if config.feedback == "verifier" else 0)
     same = fingerprint(policy) == fingerprint(reference)
     step = stage.begin(registry, objective(config))
+    if step == 0:
+        reference_gate(stage, sft)
     # 3. The loop: sample and score, shape and estimate, update.
     while stage.may_step(step, total):
         prompts = max(1, config.batch_size // config.samples_per_prompt)
@@ -162,11 +167,19 @@ def train(config: Config, stage: Stage) -> None:
             samples_per_prompt=config.samples_per_prompt,
             reward_scale=config.reward_scale,
             reward_clip=config.reward_clip,
+            least_ended=config.min_ended,
             reward_shift=config.reward_shift,
         )
         metrics = kl_metrics(stage, policy, sft, moves, exp)
         if step == 0 and same:
-            _kl_gate(metrics)
+            stage.gates.ask(
+                "KL at the start",
+                "KL to the reference at the first step, where policy and reference are the same model,",
+                metrics["objective/kl_reference"],
+                low=-1e-3 * slack(stage),
+                high=1e-3 * slack(stage),
+                remedy="policy and reference do not score alike",
+            )
         advantages, returns, values, more = _estimate(config, stage, critic, moments, controller.coef, exp)
         metrics |= more | _update(
             config,
@@ -206,14 +219,6 @@ def _critic(config: Config, stage: Stage, policy: Decoder) -> ScalarModel:
         critic.score.weight.mul_(scale)
         critic.score.bias.fill_(-calibration["mean"] * scale)
     return critic
-
-
-def _kl_gate(metrics: dict[str, float]) -> None:
-    if abs(metrics["objective/kl_reference"]) > 1e-3:
-        raise NumericsError(
-            f"start gate: KL to the reference is {metrics['objective/kl_reference']:.6f} at the first step, "
-            "though policy and reference are the same model"
-        )
 
 
 @torch.no_grad()
@@ -305,7 +310,9 @@ def _update(
             warm = step >= config.critic_warmup
             if warm:
                 first = epoch == 0 and number == 0
-                also = Also(critic.score, value.weighted, lambda rows=rows: _meter(stage, critic, exp, rows))
+                also = Also(
+                    critic.score, value.weighted, value.sums, lambda rows=rows: _meter(stage, critic, exp, rows)
+                )
                 policy_rows.append(
                     update_policy(
                         stage, policy, optimizer, exp, advantages, rows, settings,
@@ -313,7 +320,7 @@ def _update(
                     )
                 )  # fmt: skip
             if shared and warm:
-                critic_rows.append({"value/loss": value.total})
+                critic_rows.append(dict(value.sums))
             else:
                 critic_rows.append(_update_critic(config, stage, critic, critic_optimizer, value, critic_rate))
     critic_metrics = mean_metrics(critic_rows)
@@ -326,13 +333,13 @@ def _update(
 
 
 class _ValueLoss:
-    """The clipped value loss of a minibatch, group by group; `total` is what its groups came to."""
+    """The clipped value loss of a minibatch, group by group; `sums` holds what its groups came to."""
 
     def __init__(self, config: Config, critic: ScalarModel, exp: Experience, returns, values, rows) -> None:
         self.config, self.critic, self.exp, self.rows = config, critic, exp, rows
         self.returns, self.values = returns, values
         self.count = int(exp.rollout.response_mask[rows].sum())
-        self.total = 0.0
+        self.sums = {"value/loss": 0.0}
 
     def __call__(self, group: Tensor) -> Tensor:
         rollout = self.exp.rollout
@@ -346,7 +353,7 @@ class _ValueLoss:
             clip_range=self.config.value_clip or None,
         )
         loss = masked_sum(losses, mask) / self.count
-        self.total += float(loss.detach())
+        self.sums["value/loss"] += float(loss.detach())
         return loss
 
     def weighted(self, group: Tensor) -> Tensor:
@@ -365,6 +372,8 @@ def _update_critic(
         learning_rate=learning_rate,
         max_grad_norm=config.max_grad_norm,
         what=f"critic seed {stage.seed}",
+        sums=[value.sums],
+        room=stage.room,
     )
     _meter(stage, critic, value.exp, value.rows)
     return {"value/loss": result.loss, "value/grad_norm": result.grad_norm}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -20,13 +20,15 @@ from trueline.algorithms.logprobs import sequence_logprobs
 from trueline.algorithms.reward_modeling import pairwise_accuracy
 from trueline.config import Section
 from trueline.data.batches import Tokenized, collate, micro_batches
-from trueline.errors import InputError, NumericsError
+from trueline.errors import InputError
 from trueline.models.decoder import Decoder
 from trueline.models.fingerprints import fingerprint
 from trueline.models.scoring import response_logprobs
 from trueline.runs.checkpoint import ModuleState, OptimizerState
+from trueline.training.memory import Part, each
 from trueline.training.pairs import read_pairs
 from trueline.training.policies import load_policy, save_policy
+from trueline.training.preflight import data_gates, logprob_gate, reference_gate, slack
 from trueline.training.sft import epoch_rows
 from trueline.training.stage import Stage, batch_on
 from trueline.training.step import Schedule, learning_rate_at, make_optimizer, optimize
@@ -41,6 +43,7 @@ __all__ = [
     "ReferenceSettings",
     "fit",
     "next_pairs",
+    "opening_gates",
     "pair_items",
     "pair_step",
     "planned_steps",
@@ -49,9 +52,6 @@ __all__ = [
     "score_pairs",
     "start_gate",
 ]
-
-
-_SLACK = {"fp32": 1.0, "bf16": 300.0}
 
 
 class PairSettings(Section):
@@ -138,7 +138,24 @@ def pair_items(stage: Stage, pairs: list[Pair]) -> list[PairItem]:
             where="pairs",
             remedy="raise model.max_new_tokens or check the data",
         )
+    stage.gates.ask(
+        "sides that differ",
+        "the share of pairs whose sides differ within the length limit",
+        len(kept) / len(items),
+        low=0.5,
+        remedy="raise model.max_new_tokens: a pair that differs later teaches nothing",
+        hard=False,
+    )
     return kept
+
+
+def opening_gates(stage: Stage, policy: Decoder, reference: Decoder | None, items: Sequence[PairItem]) -> None:
+    """What must hold of pairs, policy and reference before the first step."""
+    sides = [side for item in items for side in (item.chosen, item.rejected)]
+    data_gates(stage, sides)
+    if reference is not None:
+        reference_gate(stage, reference)
+    logprob_gate(stage, policy, sides)
 
 
 def planned_steps(config: PairSettings, items: Sequence[PairItem]) -> int:
@@ -175,10 +192,13 @@ def score_pairs(stage: Stage, model: Decoder, items: list[PairItem], *, count: b
     sides = [item.chosen for item in items] + [item.rejected for item in items]
     values = torch.empty(len(sides), dtype=torch.float64)
     alike = [*range(len(items))] * 2  # both sides of a pair share its prompt
-    for group in micro_batches([len(side) for side in sides], 2 * stage.limits.micro_tokens, alike):
+
+    def measure(group: np.ndarray) -> None:
         batch = batch_on(collate([sides[i] for i in group], stage.tokenizer.pad_id), stage)
         logprobs, _ = response_logprobs(model, batch.tokens, batch.response_mask, stage.sampling)
         values[torch.from_numpy(group)] = sequence_logprobs(logprobs, batch.response_mask).double().cpu()
+
+    each(micro_batches([len(side) for side in sides], 2 * stage.limits.micro_tokens, alike), measure, stage.room)
     if count:
         stage.meter.forward(model.parameter_count, sum(item.tokens for item in items))
     chosen, rejected = values.chunk(2)
@@ -195,12 +215,13 @@ def pair_step(
     loss: PairLoss,
     *,
     name: str,
-    more: Sequence[Callable[[], Tensor]] = (),
+    more: Sequence[Part] = (),
+    more_sums: dict[str, float] | None = None,
 ) -> dict[str, float]:
     """One optimiser step on the mean of `loss` over a batch of pairs, plus nll_coef times the chosen responses' NLL.
 
-    `config` has nll_coef and max_grad_norm. `more` are further parts of the same step's loss, each computed when it is
-    called. The metrics are means over the pairs; `name` is that of the loss alone.
+    `config` has nll_coef and max_grad_norm. `more` are further parts of the same step's loss, which add their metrics
+    to `more_sums`. The metrics are means over the pairs; `name` is that of the loss alone.
     """
     names = (name, "rewards/chosen", "rewards/rejected", "rewards/accuracies", "logps/chosen", "logps/rejected")
     sums = dict.fromkeys(names, 0.0)
@@ -220,7 +241,7 @@ def pair_step(
         return total
 
     lengths = [2 * max(len(item.chosen), len(item.rejected)) for item in items]
-    parts = [partial(part, torch.from_numpy(rows)) for rows in micro_batches(lengths, stage.limits.micro_tokens)]
+    parts = [Part(part, torch.from_numpy(rows)) for rows in micro_batches(lengths, stage.limits.micro_tokens)]
     result = optimize(
         policy,
         optimizer,
@@ -229,6 +250,8 @@ def pair_step(
         learning_rate=learning_rate,
         max_grad_norm=config.max_grad_norm,
         what=f"{stage.method} seed {stage.seed}",
+        sums=[sums, more_sums or {}],
+        room=stage.room,
     )
     stage.meter.train(policy.parameter_count, sum(item.tokens for item in items))
     means = {key: value / len(items) for key, value in sums.items()}
@@ -261,11 +284,15 @@ def start_gate(stage: Stage, metrics: dict[str, float], name: str, expected: flo
     Raises NumericsError where `metrics[name]` is further from `expected` than `tolerance`, in bf16 than 300 times that:
     its rounding differs between groupings of the same rows.
     """
-    if abs(metrics[name] - expected) > tolerance * _SLACK[stage.limits.precision]:
-        raise NumericsError(
-            f"start gate: the first {name} is {metrics[name]:.6f}, not {expected:.6f}, "
-            "though policy and reference are the same model; policy and reference do not score alike"
-        )
+    allowed = tolerance * slack(stage)
+    stage.gates.ask(
+        f"first {name}",
+        f"the first {name}, where policy and reference are the same model,",
+        metrics[name],
+        low=expected - allowed,
+        high=expected + allowed,
+        remedy="policy and reference do not score alike",
+    )
 
 
 def fit(
@@ -296,6 +323,8 @@ def fit(
     step = stage.begin(registry, line)
     if not config.ema_eta:
         items = reference_logprobs(stage, reference, items, count=step == 0)
+    if step == 0:
+        opening_gates(stage, policy, reference, items)
     # 3. The loop.
     while stage.may_step(step, total):
         batch = next_pairs(config, stage, items, step)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor
@@ -11,6 +14,7 @@ from torch import Tensor
 from trueline.algorithms.reward_modeling import bradley_terry_loss, pairwise_accuracy
 from trueline.config import Section
 from trueline.data.batches import Tokenized, collate, micro_batches
+from trueline.errors import InputError
 from trueline.models.heads import ScalarModel, last_scores, scalar_from
 from trueline.rewards.learned import LearnedReward
 from trueline.rollout.engine import Rollout
@@ -18,8 +22,10 @@ from trueline.runs.cell import write_json
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.seeds import uniforms
 from trueline.training.held_out import calibration, counts, length_controls
+from trueline.training.memory import each
 from trueline.training.pairs import read_pairs
 from trueline.training.policies import load_policy, save_reward_model
+from trueline.training.preflight import data_gates, keep_examples, score_gate, slack
 from trueline.training.sft import epoch_rows
 from trueline.training.stage import Stage, batch_on
 from trueline.training.step import Schedule, learning_rate_at, make_optimizer, optimize
@@ -68,8 +74,7 @@ def train(config: Config, stage: Stage) -> None:
     """Train on the pairs of `config.part` and save `reward_model/` with its calibration and held-out accuracy."""
     # 1. Pairs: the held-out ones are decided by position, which is random already.
     sources = read_pairs(stage.inputs["pairs"])
-    pairs = getattr(sources, config.part)
-    items = [(stage.tokenize(p.prompt, p.chosen), stage.tokenize(p.prompt, p.rejected)) for p in pairs]
+    pairs, items = _differing(stage, getattr(sources, config.part))
     held = round(config.held_out * len(items))
     held_out, items = items[:held], items[held:]
     # 2. The model: SFT's trunk, a scalar head at zero.
@@ -79,6 +84,8 @@ def train(config: Config, stage: Stage) -> None:
     order = f"reward/order/{config.member}" if config.member else "reward/order"
     total = stage.total_steps(max(1, round(config.epochs * len(items) / config.batch_size)))
     step = stage.begin({"model": ModuleState(model), "optimizer": OptimizerState(optimizer)}, objective(config))
+    if step == 0:
+        data_gates(stage, [side for item in items for side in item])
     # 3. The loop.
     while stage.may_step(step, total):
         batch = [items[i] for i in epoch_rows(stage.seed, order, step, config.batch_size, len(items))]
@@ -86,11 +93,31 @@ def train(config: Config, stage: Stage) -> None:
             step, peak=config.learning_rate, total=total, warmup=config.warmup_steps, schedule=config.schedule
         )
         metrics = _step(config, stage, model, optimizer, batch, learning_rate)
+        if step == 0:
+            stage.gates.ask(
+                "first loss/reward",
+                "the first loss of a reward model whose head is zero",
+                metrics["loss"],
+                low=math.log(2) - 1e-4 * slack(stage),
+                high=math.log(2) + 1e-4 * slack(stage),
+                remedy="its head is not read at the last token of either side, or not zero",
+            )
         stage.end_step(step, total, metrics, None)
         step += 1
     # 4. The scale of its scores on SFT samples; what it leaves.
     save_reward_model(stage, model)
-    write_json(stage.cell / "reward_model" / "calibration.json", _calibrate(stage, policy, model))
+    folder = stage.cell / "reward_model"
+    keep_examples(stage, model, pairs, folder)
+    score_gate(stage, model, [side for item in items for side in item])
+    scale = _calibrate(stage, policy, model)
+    write_json(folder / "calibration.json", scale)
+    stage.gates.ask(
+        "scale of scores",
+        "the standard deviation of the reward model's scores on SFT samples, before they are divided by it,",
+        scale["std"],
+        low=1e-6,
+        remedy="all samples have the same score: train the reward model longer, or look at its pairs",
+    )
     # 5. What it is worth: accuracy and calibration on held-out pairs, accuracy on pairs of another distribution.
     facts = {"held_out_accuracy": None, "held_out_pairs": held, "trained_on": len(items), "accuracy": {}}
     if held:
@@ -101,6 +128,16 @@ def train(config: Config, stage: Stage) -> None:
         facts["accuracy"] = {"in_distribution": within, **length_controls(pairs[:held], margins)}
     facts["accuracy"] |= _out_of_distribution(config, stage, policy, model, sources.elsewhere)
     stage.finish(steps=step, family="reward model", part=config.part, **facts)
+
+
+def _differing(stage: Stage, pairs: Sequence[Pair]) -> tuple[list[Pair], list[tuple[Tokenized, Tokenized]]]:
+    """Pairs whose sides differ within the length limit, and their ids; others say nothing."""
+    sides = [(stage.tokenize(pair.prompt, pair.chosen), stage.tokenize(pair.prompt, pair.rejected)) for pair in pairs]
+    kept = [(pair, item) for pair, item in zip(pairs, sides) if item[0] != item[1]]
+    if not kept:
+        remedy = "raise model.max_new_tokens or check the data"
+        raise InputError("no pair has two different sides within the length limit", where="pairs", remedy=remedy)
+    return [pair for pair, _ in kept], [item for _, item in kept]
 
 
 def _scores(model: ScalarModel, stage: Stage, items: list[Tokenized]) -> Tensor:
@@ -133,6 +170,8 @@ def _step(config: Config, stage: Stage, model: ScalarModel, optimizer, batch, le
         learning_rate=learning_rate,
         max_grad_norm=config.max_grad_norm,
         what=f"reward seed {stage.seed}",
+        sums=[sums],
+        room=stage.room,
     )
     stage.meter.train(model.parameter_count, sum(len(c) + len(r) for c, r in batch))
     means = {name: value / len(batch) for name, value in sums.items()}
@@ -143,9 +182,12 @@ def _step(config: Config, stage: Stage, model: ScalarModel, optimizer, batch, le
 def _margins(stage: Stage, model: ScalarModel, items: list[tuple[Tokenized, Tokenized]]) -> list[float]:
     """r(first) - r(second) of each pair; not booked, for the caller knows whether it is part of the method."""
     lengths, out = [2 * max(len(c), len(r)) for c, r in items], torch.zeros(len(items))
-    for group in micro_batches(lengths, 2 * stage.limits.micro_tokens):
+
+    def measure(group: np.ndarray) -> None:
         first, second = _scores(model, stage, [items[i][s] for s in (0, 1) for i in group]).chunk(2)
         out[torch.from_numpy(group)] = (first - second).float().cpu()
+
+    each(micro_batches(lengths, 2 * stage.limits.micro_tokens), measure, stage.room)
     return out.tolist()
 
 

@@ -20,6 +20,7 @@ from trueline.training.experience import Experience, collect, kl_metrics
 from trueline.training.feedback import Feedback, reward_source
 from trueline.training.policies import load_policy, save_policy
 from trueline.training.policy_gradient import UpdateSettings, mean_metrics, minibatches, update_policy
+from trueline.training.preflight import reference_gate
 from trueline.training.stage import Stage
 from trueline.training.step import learning_rate_at, make_optimizer
 
@@ -50,6 +51,9 @@ class Config(Section):
     ratio_stop: float = Field(5.0, gt=1, description="a minibatch whose mean ratio is above this is skipped")
     max_grad_norm: float = Field(1.0, ge=0, description="gradient norm clip; 0 is off")
     feedback: Feedback = Field("learned", description="who scores; gold calls count as labels")
+    min_ended: float = Field(
+        0.01, ge=0, le=1, description="share of the first samples that must end by themselves, for others have no score"
+    )
 
 
 def objective(config: Config) -> str:
@@ -70,6 +74,8 @@ def train(config: Config, stage: Stage) -> None:
     optimizer = make_optimizer(policy, config.learning_rate)
     total = stage.total_steps(config.steps, executions=config.batch_size if config.feedback == "verifier" else 0)
     step = stage.begin({"policy": ModuleState(policy), "optimizer": OptimizerState(optimizer)}, objective(config))
+    if step == 0:
+        reference_gate(stage, reference)
     # 2. The loop: sample and score, compare within each prompt, update.
     while stage.may_step(step, total):
         exp = collect(
@@ -82,6 +88,7 @@ def train(config: Config, stage: Stage) -> None:
             samples_per_prompt=config.samples_per_prompt,
             reward_scale=config.reward_scale,
             reward_clip=config.reward_clip,
+            least_ended=config.min_ended,
         )
         metrics = kl_metrics(stage, policy, reference, False, exp)
         advantages = _advantages(config, exp)

@@ -18,15 +18,17 @@ from trueline.errors import InputError
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import response_logprobs
 from trueline.runs.checkpoint import ModuleState, OptimizerState
-from trueline.seeds import permutation
+from trueline.seeds import permutation, uniforms
 from trueline.training.pairs import read_pairs
 from trueline.training.policies import save_policy, start_policy
+from trueline.training.preflight import data_gates, end_gate, logprob_gate
 from trueline.training.stage import Stage, batch_on
 from trueline.training.step import Schedule, learning_rate_at, make_optimizer, optimize
 from trueline.types import Pair
 
 __all__ = ["SEARCH", "Config", "epoch_rows", "train"]
 
+_END_SAMPLES = 32
 # Log ranges of a random search at 1 to 8 billion parameters.
 SEARCH: Mapping[str, tuple[float, float]] = {"learning_rate": (1e-7, 1e-4), "epochs": (0.5, 3.0)}
 
@@ -72,6 +74,9 @@ def train(config: Config, stage: Stage) -> None:
     optimizer = make_optimizer(policy, config.learning_rate, weight_decay=config.weight_decay)
     total = stage.total_steps(max(1, round(config.epochs * len(items) / config.batch_size)))
     step = stage.begin({"policy": ModuleState(policy), "optimizer": OptimizerState(optimizer)}, objective(config))
+    if step == 0:
+        data_gates(stage, items)
+        logprob_gate(stage, policy, items)
     # 3. The loop.
     while stage.may_step(step, total):
         picked = epoch_rows(stage.seed, "sft/order", step, config.batch_size, len(items))
@@ -84,6 +89,7 @@ def train(config: Config, stage: Stage) -> None:
         step += 1
     # 4. What it leaves.
     save_policy(stage, policy)
+    end_gate(stage, _ended(stage, policy), least=0.05, hard=False)
     stage.finish(steps=step)
 
 
@@ -96,6 +102,15 @@ def epoch_rows(seed: int, purpose: str, step: int, batch_size: int, count: int) 
         order = permutation(seed, purpose, epoch, count)
         picked += order[offset : offset + batch_size - len(picked)].tolist()
     return picked
+
+
+def _ended(stage: Stage, policy: Decoder) -> float:
+    """The share of samples to held-out prompts that end by themselves. Measurement: nothing of it is booked."""
+    ids = [stage.prompt_ids(p) for p in stage.task.prompts("selection")[:_END_SAMPLES]]
+    limit = stage.limits.max_new_tokens
+    draws = uniforms(stage.seed, "sft/ends", 0, range(len(ids)), limit)
+    rollout = stage.engine(policy).generate(ids, draws, max_new_tokens=limit, sampling=stage.sampling)
+    return float(rollout.ended.float().mean())
 
 
 def _rows(config: Config, stage: Stage) -> Sequence[tuple]:
@@ -145,6 +160,7 @@ def _step(config: Config, stage: Stage, policy: Decoder, optimizer, items: list[
         learning_rate=learning_rate,
         max_grad_norm=config.max_grad_norm,
         what=f"sft seed {stage.seed}",
+        room=stage.room,
     )
     stage.meter.train(policy.parameter_count, batch.total_tokens)
     return {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": learning_rate, "tokens": count}

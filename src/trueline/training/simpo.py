@@ -15,6 +15,7 @@ from trueline.training.preference import (
     PairLosses,
     PairSettings,
     next_pairs,
+    opening_gates,
     pair_items,
     pair_step,
     planned_steps,
@@ -64,6 +65,8 @@ def train(config: Config, stage: Stage) -> None:
     optimizer = make_optimizer(policy, config.learning_rate)
     total = stage.total_steps(planned_steps(config, items))
     step = stage.begin({"policy": ModuleState(policy), "optimizer": OptimizerState(optimizer)}, objective(config))
+    if step == 0:
+        opening_gates(stage, policy, None, items)
     # 2. The loop.
     while stage.may_step(step, total):
         batch, rate = next_pairs(config, stage, items, step), rate_at(config, step, total)

@@ -26,6 +26,8 @@ from trueline.runs.cell import Cell, write_json
 from trueline.runs.meter import BudgetMeter
 from trueline.seeds import uniforms
 from trueline.tasks.task import Task
+from trueline.training.gates import Gates
+from trueline.training.memory import Room
 from trueline.types import Prompt
 
 __all__ = ["Limits", "Progress", "Stage"]
@@ -112,6 +114,9 @@ class Stage:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
     def __post_init__(self) -> None:
+        self.gates = Gates(self.cell, resumed=checkpoint.latest_step(self.cell.checkpoints) is not None)
+        self.facts: dict[str, Any] = {}
+        self.room = Room()
         self.meter = BudgetMeter(4.0 if self.limits.lora else 6.0)  # a frozen weight gets no gradient
         self.sampling = Sampling(forbidden=self.forbidden())
         self._pace = _Pace()
@@ -259,6 +264,7 @@ class Stage:
             seed=self.seed,
             flops=self.meter.flops,
             stopped_by_budget=self._out_of_budget or self._cut_by_budget,
+            **self.facts,
             **facts,
         )
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from trueline.errors import NumericsError
+from trueline.errors import NumericsError, RunError
+from trueline.training.memory import Room, is_out_of_memory
 
 __all__ = ["StepResult", "learning_rate_at", "make_optimizer", "optimize"]
 
@@ -56,19 +57,29 @@ def optimize(
     max_grad_norm: float,
     what: str,
     accept: Callable[[], bool] = lambda: True,
+    sums: Sequence[MutableMapping[str, float]] = (),
+    room: Room | None = None,
 ) -> StepResult:
     """One optimiser step on the sum of `loss_of` over the micro-batches.
 
     Each loss is already divided by denominators of the whole batch, so the sum is the batch's loss whatever the
     grouping. A loss or gradient that is not finite raises NumericsError and the step is not applied. `accept` is asked
     once all micro-batches are through; False leaves the weights as they are.
+
+    With `room`, a micro-batch that does not fit in memory is halved and the step begun again, as are those of later
+    steps. `sums` are what `loss_of` adds its metrics to: they begin at 0 in every attempt.
     """
-    optimizer.zero_grad(set_to_none=True)
-    total = 0.0
-    for micro in micros:
-        loss = loss_of(micro)
-        loss.backward()
-        total += loss.detach().item()
+    micros = list(micros)
+    while True:
+        total = _accumulate(optimizer, micros if room is None else room.divide(micros), loss_of, sums, room)
+        if total is not None:
+            break
+        optimizer.zero_grad(set_to_none=True)
+        if not room.shrink(micros):
+            raise RunError(
+                f"{what}: out of memory with one row at a time; lower model.max_prompt_tokens or model.max_new_tokens, "
+                "or set train.gradient_checkpointing=true"
+            )
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm if max_grad_norm > 0 else math.inf))
     if not (math.isfinite(total) and math.isfinite(norm)):
         optimizer.zero_grad(set_to_none=True)
@@ -81,3 +92,27 @@ def optimize(
             group["lr"] = learning_rate
         optimizer.step()
     return StepResult(total, norm)
+
+
+def _accumulate(
+    optimizer: torch.optim.Optimizer,
+    micros: Iterable[Micro],
+    loss_of: Callable[[Micro], Tensor],
+    sums: Sequence[MutableMapping[str, float]],
+    room: Room | None,
+) -> float | None:
+    """The batch's loss, its gradient in the parameters; None where memory ran out."""
+    optimizer.zero_grad(set_to_none=True)
+    for values in sums:
+        values.update(dict.fromkeys(values, 0.0))
+    total = 0.0
+    try:
+        for micro in micros:
+            loss = loss_of(micro)
+            loss.backward()
+            total += loss.detach().item()
+    except (RuntimeError, MemoryError) as error:
+        if room is None or not is_out_of_memory(error):
+            raise
+        return None
+    return total

@@ -1,0 +1,54 @@
+"""The gates of all runs of a study (`training/gates.py`), each where it came closest to failing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from trueline.runs.cell import read_json
+
+__all__ = ["allowed", "closest_gates", "measured"]
+
+
+def closest_gates(cells: Iterable[Path]) -> list[dict[str, Any]]:
+    """One row for each gate: its words, the figure that came closest to failing, how many runs asked and failed it."""
+    found: dict[str, dict[str, Any]] = {}
+    for cell in sorted(set(cells)):
+        file = cell / "gates.json"
+        for gate in read_json(file)["gates"] if file.exists() else ():
+            row = found.setdefault(gate["name"], gate | {"runs": 0, "failed": 0})
+            if _closeness(gate) > _closeness(row):
+                row |= {key: gate[key] for key in ("measured", "low", "high", "passed")}
+            row["runs"] += 1
+            row["failed"] += not gate["passed"]
+    return list(found.values())
+
+
+def _closeness(gate: Mapping[str, Any]) -> float:
+    """How near to failing, or how far beyond; an end that is null is open."""
+    measured, low, high = gate["measured"], gate["low"], gate["high"]
+    if measured is None:
+        return math.inf
+    if low is not None and high is not None:
+        return abs(measured - (low + high) / 2)
+    if low is not None:
+        return low - measured
+    return measured if high is None else measured - high
+
+
+def measured(gate: Mapping[str, Any]) -> str:
+    """The figure in a table."""
+    value = gate["measured"]
+    return "not finite" if value is None else f"{value:.6g}" if gate["low"] is not None else f"{value:.2g}"
+
+
+def allowed(gate: Mapping[str, Any]) -> str:
+    """Where it must lie, in a table."""
+    low, high = gate["low"], gate["high"]
+    if low is not None and high is not None:
+        return f"{(low + high) / 2:.5g} ± {(high - low) / 2:.2g}"
+    if low is not None:
+        return f"≥ {low:.2g}"
+    return "any" if high is None else f"≤ {high:.2g}"
