@@ -117,7 +117,7 @@ def train(config: Config, stage: Stage) -> None:
             stage.snapshot(step, policy)
             break
         if step == 0:
-            opening_gates(stage, policy, reference if config.reference == "sft" else None, current.items)
+            opening_gates(stage, policy, reference, current.items)
         picked = _rows(config, stage, number, within, len(current.items))
         gate = within == 0 and fingerprint(policy) == fingerprint(reference)
         batch, loss = [current.items[i] for i in picked], pair_loss(config.beta)
