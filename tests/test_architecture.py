@@ -76,6 +76,7 @@ EXTRA = {
     "data/templates.py": {"jinja2"},
     "rewards/linear.py": {"safetensors"},
     "runs/checkpoint.py": {"torch", "safetensors"},
+    "runs/trackers.py": {"torch", "wandb", "trackio"},
     "study/execute.py": {
         "trueline.training",
         "trueline.evaluation",

@@ -26,6 +26,7 @@ class Words:
 
     pad_id = 0
     end_ids = (1,)
+    bos_id = None
     forbidden_ids = ()
 
     def __init__(self, vocab_size: int) -> None:

@@ -12,6 +12,7 @@ import yaml
 
 from trueline.config import Section, load
 from trueline.errors import InputError
+from trueline.runs.trackers import check_trackers
 from trueline.study.settings import Data, Model, Study, Train, shipped, with_shipped
 from trueline.tasks.execution import Execution
 from trueline.tasks.registry import is_embedded, make_task, task_names, world_type
@@ -57,6 +58,7 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
     for section, parent in DERIVED.items():
         sections[section] = _inherited(section, parent, sections, given)
     _check_settings(name, sections)
+    check_trackers(sections["train"].report_to)
     sections["sft_chosen"] = sections["sft_chosen"].model_copy(update={"on": "chosen"})
     if "sft" not in sections["study"].arms:
         sections["study"] = sections["study"].model_copy(update={"arms": ("sft", *sections["study"].arms)})

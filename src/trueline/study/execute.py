@@ -25,6 +25,7 @@ from trueline.models.decoder import Precision
 from trueline.models.precision import choose_precision
 from trueline.runs.cell import Cell, read_json, write_json
 from trueline.runs.store import neighbours, take_over
+from trueline.runs.trackers import Trackers
 from trueline.study.design import Node
 from trueline.tasks.execution import share_verdicts
 from trueline.tasks.registry import make_task
@@ -396,6 +397,12 @@ def _run_job(job: Job) -> None:
     if model.path:
         inputs["model"] = Path(model.path)
     device = _device(train.device)
+
+    def tell(text: str) -> None:
+        _CHANNEL.put((node.key, Progress(cell.directory.name, node.method, 0, 0, note=text)))
+
+    named = f"{cell.directory.name}, {node.arm}, seed {node.seed}"
+    folder, settings = cell.directory.parent.parent, job.identity["config"] or {}
     stage = Stage(
         node.method,
         node.seed,
@@ -406,6 +413,7 @@ def _run_job(job: Job) -> None:
         inputs=inputs,
         report=lambda progress: _CHANNEL.put((node.key, progress)),
         charged=node.charged,
+        trackers=Trackers(train.report_to, folder, named, settings, tell) if train.report_to else None,
         device=torch.device(device),
     )
     config = node.config if isinstance(node.config, Section) else page(node.page).Config(**(node.config or {}))

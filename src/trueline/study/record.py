@@ -29,12 +29,14 @@ __all__ = [
 ]
 
 SCHEMA = 1
+UNIMPORTANT = ("workers", "device", "micro_tokens", "report_to")
+"""Settings of `train` that cannot change a result."""
 
 
 def identity_of(task: str, sections: Mapping[str, Any], described: Mapping[str, Any]) -> str:
     """What a directory may hold one of: the study's task and settings, without what cannot change a result."""
     plain = to_plain(sections)
-    plain["train"] = {k: v for k, v in plain["train"].items() if k not in ("workers", "device", "micro_tokens")}
+    plain["train"] = {k: v for k, v in plain["train"].items() if k not in UNIMPORTANT}
     return digest({"task": task, "sections": plain, "described": described})
 
 

@@ -75,6 +75,9 @@ class Train(Section):
     gradient_checkpointing: bool = Field(
         False, description="compute layers again in the backward pass: less memory, about a third more time"
     )
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = Field(
+        (), description="trackers that get the metrics too (docs/trackers.md)"
+    )
     workers: int = Field(0, ge=0, description="cells at a time; 0: one per core, or one on a GPU")
 
 

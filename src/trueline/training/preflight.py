@@ -53,14 +53,16 @@ def data_gates(stage: Stage, items: Sequence[Tokenized]) -> None:
         low=1,
         remedy="look at the file with trueline data show",
     )
-    ends = sum(item.response[-1] == stage.tokenizer.end_id for item in items if item.response)
-    stage.gates.ask(
-        "ends to learn from",
-        "the share of examples whose end is not cut off",
-        ends / len(items),
-        low=1 / len(items),
-        remedy="raise model.max_new_tokens: no example is short enough to teach where an answer ends",
-    )
+    end_ids = stage.tokenizer.end_ids
+    if set(stage.tokenizer.encode_response("")) & set(end_ids):  # rows that were drawn as ids have no ends to learn
+        ends = sum(item.response[-1] in end_ids for item in items if item.response)
+        stage.gates.ask(
+            "ends to learn from",
+            "the share of examples whose end is not cut off",
+            ends / len(items),
+            low=1 / len(items),
+            remedy="raise model.max_new_tokens: no example is short enough to teach where an answer ends",
+        )
     bos = stage.tokenizer.bos_id
     counts = {item.prompt.count(bos) for item in items if len(item.prompt) < stage.limits.max_prompt_tokens}
     if bos is not None and counts:

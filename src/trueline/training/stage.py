@@ -24,6 +24,7 @@ from trueline.rollout.native import NativeEngine
 from trueline.runs import checkpoint
 from trueline.runs.cell import Cell, write_json
 from trueline.runs.meter import BudgetMeter
+from trueline.runs.trackers import Trackers
 from trueline.seeds import uniforms
 from trueline.tasks.task import Task
 from trueline.training.gates import Gates
@@ -111,6 +112,7 @@ class Stage:
     report: Callable[[Progress], None] = lambda progress: None
     charged: tuple[str, ...] = ()
     """Names of the inputs whose cost an evaluated arm is charged with."""
+    trackers: Trackers | None = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
     def __post_init__(self) -> None:
@@ -211,6 +213,8 @@ class Stage:
         self.meter.seconds = time.perf_counter() - self._clock - self._paused
         done = step + 1
         self.cell.log("metrics", {"step": done} | dict(metrics) | self._spent())
+        if self.trackers is not None:
+            self.trackers.log(dict(metrics) | self._spent(), done)
         self.cell.log("timings", {"step": done, "seconds": round(self.meter.seconds, 4)})
         last = not self.may_step(done, total)
         note = " ".join(f"{name}={value:.3g}" for name, value in list(metrics.items())[:3])
@@ -257,6 +261,8 @@ class Stage:
 
     def finish(self, **facts: Any) -> None:
         """Write the cost and mark the cell as complete."""
+        if self.trackers is not None:
+            self.trackers.close()
         cost = self.meter.cost()
         write_json(self.cell / "cost.json", {"own": cost.as_dict()})
         self.cell.finish(
