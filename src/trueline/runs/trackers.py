@@ -54,18 +54,21 @@ class Trackers:
         settings: Mapping[str, Any],
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._tell = tell
-        self._open: dict[str, _Tracker] = {}
-        for name in names:
+        self._tell, self._about = tell, (folder, run, settings)
+        self._wanted, self._open = list(names), dict[str, _Tracker]()
+
+    def _begin(self) -> None:
+        """With the first step: cells that only measure have none, and no run of theirs stands empty in a list."""
+        while self._wanted:
+            name = self._wanted.pop(0)
             try:
-                self._open[name] = _KINDS[name](folder, run, settings)
+                self._open[name] = _KINDS[name](*self._about)
             except Exception as error:  # a library outside our reach: any failure of it is told, none ends a run
-                tell(f"{name} was left out: {type(error).__name__}: {error}")
+                self._tell(f"{name} was left out: {type(error).__name__}: {error}")
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """Finite numbers of a step; others have no place in a curve."""
-        if not self._open:
-            return
+        self._begin()
         finite = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float) and math.isfinite(v)}
         self._each(lambda tracker: tracker.log(finite, step))
 
