@@ -1,7 +1,7 @@
 """PPO beside TRL 1.12.0's trainer, component by component, and every difference explained.
 
-`tests/data/make_trl_ppo.py` recorded one iteration of TRL: policy, reference, reward model and critic of our making, its
-samples, and what it computes of them. Equal parts are held equal; where the two differ by design the difference is
+`tests/data/make_trl_ppo.py` recorded one iteration of TRL: policy, reference, reward model and critic of our making,
+its samples, and what it computes of them. Equal parts are held equal; where the two differ by design the difference is
 derived from TRL's figures, so that it is known to be that and nothing else:
 
 * where a response ended, TRL pays the score at the padding **after** the end token, and the critic has a state there;

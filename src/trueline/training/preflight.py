@@ -100,33 +100,42 @@ def score_gate(stage: Stage, model: ScalarModel, items: Sequence[Tokenized]) -> 
 def keep_examples(stage: Stage, model: ScalarModel, pairs: Sequence[Pair], folder: Path) -> None:
     """A few responses with their scores, beside the reward model: whoever loads it must score them alike."""
     rows = [(pair.prompt, side) for pair in pairs[:_ROWS] for side in (pair.chosen, pair.rejected)]
-    scores = _scores_of(stage, model, rows)
+    limits = (stage.limits.max_prompt_tokens, stage.limits.max_new_tokens)
+    scores = _scores_of(stage, model, rows, limits)
     examples = [
         {"prompt": [asdict(turn) for turn in prompt.messages], "response": response, "score": score}
         for (prompt, response), score in zip(rows, scores)
     ]
-    write_json(folder / "examples.json", {"examples": examples})
+    write_json(folder / "examples.json", {"examples": examples, "limits": limits})
 
 
 def scored_gate(stage: Stage, model: ScalarModel, folder: Path) -> None:
     """The examples that were kept with the reward model must have the scores that it gave them in training."""
-    kept = read_json(folder / "examples.json")["examples"]
+    stored = read_json(folder / "examples.json")
+    kept, limits = stored["examples"], tuple(stored["limits"])
     rows = [(Prompt(tuple(Message(**turn) for turn in row["prompt"])), row["response"]) for row in kept]
-    scores = _scores_of(stage, model, rows)
+    scores = _scores_of(stage, model, rows, limits)
     gap = max((abs(score - row["score"]) for score, row in zip(scores, kept)), default=0.0)
     stage.gates.ask(
         "scores as in training",
         "the largest gap of a kept example's score and the one that it had in training",
         gap,
         high=1e-4 * slack(stage),
-        remedy="the reward model's folder, its tokenizer or the length limits are not those that it was trained with",
+        remedy="the reward model's folder or the tokenizer is not that of its training",
     )
 
 
 @torch.no_grad()
-def _scores_of(stage: Stage, model: ScalarModel, rows: Sequence[tuple[Prompt, str]]) -> list[float]:
-    batch = collate([stage.tokenize(prompt, response) for prompt, response in rows], stage.tokenizer.pad_id)
-    batch = batch.to(stage.device)
+def _scores_of(
+    stage: Stage, model: ScalarModel, rows: Sequence[tuple[Prompt, str]], limits: tuple[int, int]
+) -> list[float]:
+    """Scores within the limits that the model was trained with, whatever those of this run are."""
+    tokenizer = stage.tokenizer
+    items = [
+        Tokenized(tuple(tokenizer.encode_prompt(p)[-limits[0] :]), tuple(tokenizer.encode_response(r)[: limits[1]]))
+        for p, r in rows
+    ]
+    batch = collate(items, tokenizer.pad_id).to(stage.device)
     return last_scores(model, batch.tokens, batch.lengths).float().tolist()
 
 
