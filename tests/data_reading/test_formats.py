@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from typing import get_args
 
+import hypothesis
 import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
 
 from trueline.data.check import check
 from trueline.data.formats import FORMATS, detect
@@ -158,6 +162,7 @@ def test_the_settings_know_every_format() -> None:
         (FAMILIES[15][2][0], {"label": 2}, "label", "expected true or false, got 2"),
         (FAMILIES[15][2][0], {"label": "yes"}, "label", "got str"),
         (FAMILIES[15][2][0], {"completion": " "}, "completion", "empty"),
+        (FAMILIES[18][2][0], {"history": 5}, "history", "expected a list, got int"),
         (FAMILIES[18][2][0], {"history": [["a"]]}, "history", "turn 1: expected [question, answer]"),
         (FAMILIES[18][2][0], {"instruction": "", "input": ""}, "instruction", "is empty"),
         (FAMILIES[19][2][0], {"chosen": HUMAN("x")}, "chosen", "not the assistant's"),
@@ -260,3 +265,44 @@ def test_a_named_format_is_read_though_the_rows_look_like_another(tmp_path) -> N
     row = {"prompt": ASK, **ROW, "subset": "x", "chosen_model": "m"}
     assert detect(row) == "reward-bench"
     assert load_pairs(write(tmp_path / "rows.jsonl", [row]), format="pairs").pairs[0].prompt.kind == ""
+
+
+KEYS = ["role", "content", "from", "value", "response", "overall_score", "rank", "completion", "x"]
+WORDS = st.text(max_size=6) | st.sampled_from(["user", "assistant", "human", "gpt", "model_a", "tie"])
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers(-4, 4) | st.floats(allow_nan=False, allow_infinity=False) | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.data())
+@hypothesis.settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_value_of_any_column_of_any_family_escapes_as_another_exception(tmp_path, data) -> None:
+    _, format, rows, _ = data.draw(st.sampled_from(FAMILIES))
+    row = data.draw(st.sampled_from(rows))
+    column = data.draw(st.sampled_from(sorted(row)))
+    strange = row | {column: data.draw(ANYTHING)}
+    if data.draw(st.booleans()):
+        del strange[column]
+    file = write(tmp_path / "rows.jsonl", [row, strange])
+    for chosen in (format, "auto"):
+        found = check(file, format=chosen)
+        assert found.rows == 2 and found.counts["bad_rows"] <= 2
+        json.dumps(found.as_dict())
+    try:
+        detected = check(write(tmp_path / "one.jsonl", [strange]))
+        assert detected.rows == 1
+    except InputError as error:  # a row that is of another kind, told as such
+        assert error.where.endswith(":1")
+
+
+@given(st.binary(max_size=200) | st.text(max_size=120).map(str.encode), st.sampled_from(["a.csv", "a.tsv", "a.csv.gz"]))
+@hypothesis.settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_no_bytes_of_a_table_escape_as_another_exception(tmp_path, content, name) -> None:
+    file = tmp_path / name
+    file.write_bytes(gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
+    try:
+        check(file)
+    except InputError as error:
+        assert error.where.startswith(str(file))

@@ -26,8 +26,10 @@ def instruction_of(row: Mapping[str, Any]) -> Prompt:
     if not isinstance(extra, str):
         raise RowProblem("wrong_type", "input", f"expected a text, got {type(extra).__name__}")
     text = "\n".join(part for part in (row["instruction"], extra) if part)
-    turns = []
-    for number, turn in enumerate(row.get("history") or [], 1):
+    turns, history = [], row.get("history") or []
+    if not isinstance(history, list):
+        raise RowProblem("wrong_type", "history", f"expected a list, got {type(history).__name__}")
+    for number, turn in enumerate(history, 1):
         if not isinstance(turn, list | tuple) or len(turn) != 2 or not all(isinstance(part, str) for part in turn):
             raise RowProblem("wrong_type", "history", f"turn {number}: expected [question, answer]")
         turns += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
