@@ -244,9 +244,10 @@ def _by_transformers(folder: Path, prompt: str, response: str) -> float:
     turns = [{"role": role, "content": text} for role, _, text in (line.partition(": ") for line in prompt.split("\n"))]
     asked = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
     whole = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": response}], return_dict=False)
-    ids = asked[-PROMPT_TOKENS:] + whole[len(asked) :]
     with torch.no_grad():
         model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+        answer = whole[len(asked) :]
+        ids = asked[-(model.config.max_position_embeddings - len(answer)) :] + answer
         return float(model(input_ids=torch.tensor([ids])).logits[0, 0])
 
 
@@ -304,7 +305,7 @@ def test_comparisons_of_a_file_bring_their_own_judges(given) -> None:
 
 def test_adapters_are_checkpoints_too(folders, tmp_path) -> None:
     """Adapters that peft can read, named by arm; a reward model's adapter is no policy."""
-    from trueline.commands.evaluate import _check
+    from trueline.commands.checkpoints import check_checkpoint
     from trueline.models.adapters import LoraSettings, fresh_adapter
     from trueline.models.checkpoints import save_model
     from trueline.models.heads import scalar_from
@@ -315,9 +316,9 @@ def test_adapters_are_checkpoints_too(folders, tmp_path) -> None:
     for name in ("policy", "reward"):
         other_tokenizer().save_pretrained(tmp_path / name)
     _, sections, _ = resolve("dialogue", ["model.max_prompt_tokens=40"], True)
-    _check("dpo", tmp_path / "policy", sections)
-    _check("judge", tmp_path / "reward", sections)
+    check_checkpoint("dpo", tmp_path / "policy", sections)
+    check_checkpoint("judge", tmp_path / "reward", sections)
     with pytest.raises(InputError, match="a classifier, not a language model"):
-        _check("dpo", tmp_path / "reward", sections)
+        check_checkpoint("dpo", tmp_path / "reward", sections)
     with pytest.raises(InputError, match="no one-label sequence classifier"):
-        _check("judge", tmp_path / "policy", sections)
+        check_checkpoint("judge", tmp_path / "policy", sections)

@@ -9,8 +9,9 @@ from tests.rewards.chat_server import ChatServer, longer
 
 from trueline.rewards.endpoint import EndpointJudge
 from trueline.training.agreement import against_reference, agreement, is_given
-from trueline.training.instruments import instruments_of, own_tokenizer, rendered, sampler_of
+from trueline.training.instruments import instruments_of, own_tokenizer, sampler_of
 from trueline.training.policies import load_policy
+from trueline.training.reading import rendered
 from trueline.types import Pair, Prompt
 
 pytestmark = pytest.mark.integration

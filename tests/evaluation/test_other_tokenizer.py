@@ -13,7 +13,8 @@ from trueline.models.decoder import DecoderConfig
 from trueline.models.tiny import make_decoder
 from trueline.rewards.learned import LearnedReward
 from trueline.runs.cell import read_json
-from trueline.training.instruments import instruments_of, own_tokenizer, rendered, sampler_of
+from trueline.training.instruments import instruments_of, own_tokenizer, sampler_of
+from trueline.training.reading import rendered
 
 pytestmark = pytest.mark.integration
 TEXTS = ["how do i brew tea ?", "first boil the water , then add the leaves .", "i can not help with that ."] * 20

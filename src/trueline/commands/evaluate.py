@@ -10,12 +10,11 @@ from typing import Any
 
 from rich.console import Console
 
+from trueline.commands.checkpoints import JUDGES, check_checkpoint
 from trueline.commands.run import design_of, execute
 from trueline.commands.screen import show_arms, show_over_prompts
 from trueline.data.chat import ChatTokenizer
 from trueline.errors import InputError
-from trueline.models.checkpoints import read_config
-from trueline.models.folders import check_weights
 from trueline.runs.cell import Cell, read_json, write_json
 from trueline.study.design import nodes_of_checkpoints
 from trueline.study.record import claim, complete, identity_of, manifest_of_checkpoints
@@ -24,10 +23,8 @@ from trueline.tasks.registry import is_embedded
 from trueline.tasks.task import PairSources, Task
 from trueline.types import Pair
 
-__all__ = ["JUDGES", "evaluate_folders", "limits_of"]
+__all__ = ["evaluate_folders", "limits_of"]
 
-JUDGES = ("reward", "judge")
-"""Names that are no arms: a reward model that is reported as the proxy, and one that is taken for gold."""
 _SCALE_SAMPLES = 256
 
 
@@ -44,7 +41,7 @@ def evaluate_folders(
     _check_names(found)
     for name, given in found.items():
         for folder in given:
-            _check(name, folder, sections)
+            check_checkpoint(name, folder, sections)
     pairs = _given_pairs(task, sections["data"])
     digests = {name: [_digest(folder) for folder in given] for name, given in found.items()}
     sections = dict(sections) | {"model": sections["model"].model_copy(update={"path": str(found["sft"][0])})}
@@ -105,40 +102,6 @@ def _check_names(found: Mapping[str, list[Path]]) -> None:
         wrong = f"{many[0]} has several folders", "give one"
     if wrong:
         raise InputError(wrong[0], where="command line", field="NAME=FOLDER", remedy=wrong[1])
-
-
-def _check(name: str, folder: Path, sections: Mapping[str, Any]) -> None:
-    shape, tokenizer = read_config(folder), ChatTokenizer.load(folder)
-    score = check_weights(folder).get("score.weight")
-    if name in JUDGES and (score is None or score[0] != 1):
-        raise InputError(
-            "no one-label sequence classifier" if score is None else f"a classifier of {score[0]} labels, not of one",
-            where=str(folder),
-            field=name,
-            remedy="give a reward model: AutoModelForSequenceClassification with num_labels=1, as it saves itself",
-        )
-    if name not in JUDGES and score is not None:
-        raise InputError(
-            "a classifier, not a language model",
-            where=str(folder),
-            field=name,
-            remedy="give a policy; a reward model is given as reward=FOLDER or judge=FOLDER",
-        )
-    need = sections["model"].max_prompt_tokens + sections["model"].max_new_tokens
-    if name not in JUDGES and shape.max_positions < need:
-        raise InputError(
-            f"the context is {shape.max_positions} tokens, prompt and response may take {need}",
-            where=str(folder),
-            field="max_position_embeddings",
-            remedy="lower model.max_prompt_tokens or model.max_new_tokens",
-        )
-    if shape.vocab_size < tokenizer.vocab_size:
-        raise InputError(
-            f"{shape.vocab_size} embeddings for a tokenizer of {tokenizer.vocab_size}",
-            where=str(folder),
-            field="vocab_size",
-            remedy="use the tokenizer that belongs to the model",
-        )
 
 
 def _digest(folder: Path) -> str:
@@ -219,12 +182,14 @@ def _scale(task: Task, limits: Any, sft: Path, folder: Path) -> dict[str, float]
     )
     prompts = task.prompts("selection")[:_SCALE_SAMPLES]
     _, texts = sample_texts(load_decoder(sft), prompts, sampler, stream="scale")
-    items = [
-        Tokenized(tuple(reader.encode_prompt(p)[-limits.max_prompt_tokens :]), tuple(reader.encode_response(t)))
-        for p, t in zip(prompts, texts)
-    ]
+    model = load_scalar(folder, bias=False)
+    alike = reader.fingerprint == own.fingerprint  # then its prompts are the study's, otherwise as long as it can read
+    items = []
+    for prompt, response in zip(prompts, map(reader.encode_response, texts)):
+        limit = limits.max_prompt_tokens if alike else max(1, model.config.max_positions - len(response))
+        items.append(Tokenized(tuple(reader.encode_prompt(prompt)[-limit:]), tuple(response)))
     batch = collate(items, reader.pad_id)
-    scores = LearnedReward(load_scalar(folder, bias=False)).scores(batch.tokens, batch.lengths)
+    scores = LearnedReward(model).scores(batch.tokens, batch.lengths)
     return {"mean": float(scores.mean()), "std": float(scores.std()), "samples": len(prompts)}
 
 

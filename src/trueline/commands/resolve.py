@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
     if "sft" not in sections["study"].arms:
         sections["study"] = sections["study"].model_copy(update={"arms": ("sft", *sections["study"].arms)})
     sections["model"] = _found(sections["model"])
+    sections["reward"] = _found_reward(sections)
     task = make_task(name, sections)
     sections["study"] = _study_of(task, sections["study"])
     if len(set(task.describe().get("subsets", {})) - {"unknown"}) < 2:  # there is nothing to leave out
@@ -107,6 +108,19 @@ def _found(model: Model) -> Model:
             remedy="merge it first, or leave model.lora_rank out to train this adapter on",
         )
     return model.model_copy(update={"path": str(folder)})
+
+
+def _found_reward(sections: Mapping[str, Any]) -> Section:
+    """The reward model's settings with its folder on this machine; InputError where it holds no reward model."""
+    reward = sections["reward"]
+    if not reward.path:
+        return reward
+    from trueline.commands.checkpoints import check_checkpoint
+    from trueline.models.hub import local_folder
+
+    folder = local_folder(reward.path, field="reward.path")
+    check_checkpoint("reward", folder, sections)
+    return reward.model_copy(update={"path": str(folder)})
 
 
 def _study_of(task: Task, study: Study) -> Study:

@@ -150,7 +150,13 @@ NOT_PAIRS = "a preference file has two responses to compare; for problems with t
 def _mapping(name: str, value: Mapping[str, Any], renamed: Mapping[str, str]) -> dict[str, str]:
     try:
         mapping = FORMATS[name].mapping(value)
-    except (RowProblem, TypeError, KeyError, IndexError, AttributeError):  # a first row that the format's reader will refuse
+    except (
+        RowProblem,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+    ):  # a first row that the format's reader will refuse
         return {}
     return {role: renamed.get(column, column) for role, column in mapping.items()}
 

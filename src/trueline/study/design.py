@@ -276,7 +276,7 @@ class Builder:
         """What is measured before an arm is trained, and the further reward models that it takes."""
         config, own = self.sections["probe"], self.sections["reward"]
         measured = dict(inputs) | ({"reward": self.reward} if reward else {})
-        for number in range(1, config.members + 1 if reward else 1):
+        for number in range(1, config.members + 1 if reward and not own.path else 1):
             name = f"member-{number}"
             other = own.model_copy(update={"member": own.member + number})
             member = self._node(self._key(f"reward-{name}"), "reward", f"reward-{name}", other, inputs)
@@ -337,6 +337,8 @@ class Builder:
         changes = {} if "feedback" in given else {"feedback": feedback}
         if changes.get("feedback", config.feedback) == "verifier" and "critic_from" in fields:
             changes |= {} if "critic_from" in given else {"critic_from": "policy"}
+        elif self.sections["reward"].path and "critic_from" in fields and "critic_from" not in given:
+            changes |= {"critic_from": "policy"}  # another model's trunk may be of any size, and read other tokens
         return config.model_copy(update=changes)
 
     def _charged(self, arm: Arm, inputs: Mapping[str, str]) -> tuple[str, ...]:
@@ -344,7 +346,8 @@ class Builder:
         if arm.learns_from == "pairs":
             return ("pairs",)
         uses = self._uses_reward_model(arm) if arm.page else arm.learns_from == "reward" and "reward" in inputs
-        return ("pairs", "reward") if uses else ()
+        trained = () if self.sections["reward"].path else ("pairs",)
+        return (*trained, "reward") if uses else ()
 
     @property
     def _apart(self) -> bool:

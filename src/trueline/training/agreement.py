@@ -10,8 +10,8 @@ from trueline.evaluation.measure import Instruments, Sampler, Scorer, sample_tex
 from trueline.models.decoder import Decoder
 from trueline.rewards.endpoint import EndpointJudge
 from trueline.rollout.engine import Rollout
-from trueline.training.instruments import rendered
 from trueline.training.pairs import read_pairs
+from trueline.training.reading import rendered
 from trueline.training.stage import Stage
 from trueline.types import Judgement, Pair, Prompt
 

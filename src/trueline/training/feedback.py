@@ -9,9 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from trueline.rewards.learned import LearnedReward
 from trueline.rollout.engine import Rollout
-from trueline.training.policies import load_reward_model
+from trueline.training.reading import RewardReader
 from trueline.training.stage import Stage
 from trueline.types import Prompt
 
@@ -29,13 +28,13 @@ def reward_source(stage: Stage, feedback: Feedback) -> Score:
 
 
 def _learned(stage: Stage) -> Score:
-    model, calibration = load_reward_model(stage)
-    reward = LearnedReward(model, calibration, token_limit=2 * stage.limits.micro_tokens)
+    reader = RewardReader(stage)
 
     def score(prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
-        stage.meter.reward_calls += len(rollout)
-        stage.meter.forward(model.parameter_count, int(rollout.lengths.sum()))
-        return reward.standardized(rollout.tokens, rollout.lengths, rollout.prompt_lengths)
+        rows = reader.rows(prompts, rollout)
+        stage.meter.reward_calls += len(rows)
+        stage.meter.forward(reader.reward.model.parameter_count, int(rows.lengths.sum()))
+        return reader.standardized(rows)
 
     return score
 

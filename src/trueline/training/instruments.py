@@ -10,20 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trueline.data.batches import Tokenized, collate, micro_batches
+from trueline.data.batches import collate, micro_batches
 from trueline.data.chat import ChatTokenizer
 from trueline.evaluation.measure import EVALUATION_SEED, Instruments, Sampler
 from trueline.evaluation.programs import pass_statistics
 from trueline.evaluation.refusal import refuses
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import Sampling, forbidden_mask, response_logprobs
-from trueline.rewards.learned import LearnedReward
 from trueline.rollout.engine import Rollout
 from trueline.runs import checkpoint
 from trueline.runs.cell import read_jsonl
 from trueline.training.judge import load_judge
 from trueline.training.pairs import read_pairs
-from trueline.training.policies import load_policy, load_reward_model, load_start, policy_in
+from trueline.training.policies import load_policy, load_start, policy_in
+from trueline.training.reading import RewardReader, rendered
 from trueline.training.stage import Stage, batch_on
 from trueline.types import Judgement, Pair, Prompt
 
@@ -34,7 +34,6 @@ __all__ = [
     "outside_of",
     "own_tokenizer",
     "points_of",
-    "rendered",
     "sampler_of",
     "token_nll",
     "training_pairs",
@@ -147,34 +146,8 @@ def _gold(stage: Stage, judge: str):
 
 def _scorer(stage: Stage, name: str) -> Callable[[Sequence[Prompt], Sequence[str], Rollout], Tensor]:
     """Standardised scores of a learned model; one with a tokenizer of its own reads the texts with it."""
-    reward = LearnedReward(*load_reward_model(stage, name), token_limit=2 * stage.limits.micro_tokens)
-    folder = stage.inputs[name] / "reward_model"
-    own = ChatTokenizer.load(folder) if (folder / "tokenizer.json").is_file() else stage.tokenizer
-
-    def score(prompts: Sequence[Prompt], texts: Sequence[str], rollout: Rollout) -> Tensor:
-        if own.fingerprint != stage.tokenizer.fingerprint:
-            rollout = rendered(stage, own, prompts, texts, rollout.ended)
-        return reward.standardized(rollout.tokens, rollout.lengths, rollout.prompt_lengths)
-
-    return score
-
-
-def rendered(
-    stage: Stage, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], texts: Sequence[str], ended: Tensor
-) -> Rollout:
-    """Texts in a tokenizer's ids, without log-probs; one that was cut off (`ended` False) gets no end token."""
-    limit = stage.limits.max_prompt_tokens
-    items = [
-        Tokenized(
-            tuple(tokenizer.encode_prompt(p)[-limit:]),
-            tuple(ids if done or len(ids) == 1 else ids[:-1]),
-        )
-        for p, ids, done in zip(prompts, map(tokenizer.encode_response, texts), ended.tolist())
-    ]
-    batch = batch_on(collate(items, tokenizer.pad_id), stage)
-    asked = torch.tensor([len(item.prompt) for item in items], device=batch.tokens.device)
-    nothing = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
-    return Rollout(batch.tokens, batch.response_mask, nothing, batch.lengths, asked, ended.to(asked.device), 0)
+    reader = RewardReader(stage, name)
+    return lambda prompts, texts, rollout: reader.standardized(reader.rows(prompts, rollout, texts))
 
 
 def training_pairs(stage: Stage) -> list[Pair]:

@@ -21,6 +21,7 @@ from trueline.algorithms.controllers import AdaptiveKL, FixedKL
 from trueline.algorithms.masking import masked_mean, masked_sum, masked_var, normalize
 from trueline.algorithms.ppo import clipped_value_loss, explained_variance
 from trueline.config import Section
+from trueline.errors import InputError
 from trueline.models.decoder import Decoder
 from trueline.models.fingerprints import fingerprint
 from trueline.models.heads import ScalarModel, response_values, scalar_from
@@ -31,6 +32,7 @@ from trueline.training.feedback import Feedback, reward_source
 from trueline.training.policies import load_policy, load_reward_model, load_start, save_critic, save_policy
 from trueline.training.policy_gradient import Also, UpdateSettings, groups_of, mean_metrics, minibatches, update_policy
 from trueline.training.preflight import reference_gate, slack
+from trueline.training.reading import RewardReader
 from trueline.training.stage import Stage
 from trueline.training.step import learning_rate_at, make_optimizer, optimize
 
@@ -212,6 +214,13 @@ def _critic(config: Config, stage: Stage, policy: Decoder) -> ScalarModel:
         return stage.placed(ScalarModel(policy.config, bias=True, trunk=policy.trunk))
     if config.critic_from == "policy":
         return stage.placed(scalar_from(policy, bias=True))
+    if RewardReader(stage).is_foreign:
+        raise InputError(
+            "the reward model reads other tokens than the policy",
+            where=str(stage.inputs["reward"] / "reward_model"),
+            field="ppo.critic_from",
+            remedy="ppo.critic_from=policy",
+        )
     source, calibration = load_reward_model(stage)
     critic = stage.placed(scalar_from(source, bias=True, keep_head=True))
     scale = config.reward_scale / max(calibration["std"], 1e-6)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trueline.data.batches import Tokenized, collate
+from trueline.data.chat import ChatTokenizer
 from trueline.models.decoder import Decoder
 from trueline.models.fingerprints import fingerprint
 from trueline.models.heads import ScalarModel, last_scores
@@ -97,11 +98,13 @@ def score_gate(stage: Stage, model: ScalarModel, items: Sequence[Tokenized]) -> 
     )
 
 
-def keep_examples(stage: Stage, model: ScalarModel, pairs: Sequence[Pair], folder: Path) -> None:
+def keep_examples(
+    stage: Stage, model: ScalarModel, pairs: Sequence[Pair], folder: Path, tokenizer: ChatTokenizer | None = None
+) -> None:
     """A few responses with their scores, beside the reward model: whoever loads it must score them alike."""
     rows = [(pair.prompt, side) for pair in pairs[:_ROWS] for side in (pair.chosen, pair.rejected)]
     limits = (stage.limits.max_prompt_tokens, stage.limits.max_new_tokens)
-    scores = _scores_of(stage, model, rows, limits)
+    scores = _scores_of(stage, tokenizer or stage.tokenizer, model, rows, limits)
     examples = [
         {"prompt": [asdict(turn) for turn in prompt.messages], "response": response, "score": score}
         for (prompt, response), score in zip(rows, scores)
@@ -114,7 +117,8 @@ def scored_gate(stage: Stage, model: ScalarModel, folder: Path) -> None:
     stored = read_json(folder / "examples.json")
     kept, limits = stored["examples"], tuple(stored["limits"])
     rows = [(Prompt(tuple(Message(**turn) for turn in row["prompt"])), row["response"]) for row in kept]
-    scores = _scores_of(stage, model, rows, limits)
+    own = ChatTokenizer.load(folder) if (folder / "tokenizer.json").is_file() else stage.tokenizer
+    scores = _scores_of(stage, own, model, rows, limits)
     gap = max((abs(score - row["score"]) for score, row in zip(scores, kept)), default=0.0)
     stage.gates.ask(
         "scores as in training",
@@ -127,10 +131,13 @@ def scored_gate(stage: Stage, model: ScalarModel, folder: Path) -> None:
 
 @torch.no_grad()
 def _scores_of(
-    stage: Stage, model: ScalarModel, rows: Sequence[tuple[Prompt, str]], limits: tuple[int, int]
+    stage: Stage,
+    tokenizer: ChatTokenizer,
+    model: ScalarModel,
+    rows: Sequence[tuple[Prompt, str]],
+    limits: tuple[int, int],
 ) -> list[float]:
     """Scores within the limits that the model was trained with, whatever those of this run are."""
-    tokenizer = stage.tokenizer
     items = [
         Tokenized(tuple(tokenizer.encode_prompt(p)[-limits[0] :]), tuple(tokenizer.encode_response(r)[: limits[1]]))
         for p, r in rows

@@ -22,17 +22,16 @@ from trueline.evaluation.probes import (
     mean_interval,
 )
 from trueline.models.decoder import Decoder
-from trueline.rewards.learned import LearnedReward
 from trueline.rollout.engine import Rollout
 from trueline.runs.cell import write_json
 from trueline.training.instruments import sampler_of, token_nll, training_pairs
-from trueline.training.policies import load_policy, load_reward_model
+from trueline.training.policies import load_policy
+from trueline.training.reading import RewardReader
 from trueline.training.stage import Stage, batch_on
 from trueline.types import Pair, Prompt
 
 __all__ = ["Config", "train"]
 
-Rows = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Right-padded tokens [B, T], their real lengths [B], and those of their prompts [B]."""
 
 
@@ -140,19 +139,21 @@ def _of_reward(
     config: Config, stage: Stage, pairs: list[Pair], asked: list[Prompt], rollout: Rollout, texts: list[str]
 ) -> dict[str, Any]:
     names = ["reward", *sorted(name for name in stage.inputs if name.startswith("member-"))]
-    members = [LearnedReward(*load_reward_model(stage, n), token_limit=2 * stage.limits.micro_tokens) for n in names]
-    drawn = rollout.tokens, rollout.lengths, rollout.prompt_lengths
-    own = np.stack([_scores(stage, member, drawn) for member in members]).reshape(len(names), len(asked), -1)
+    members = [RewardReader(stage, name) for name in names]
+    every = [p for p in asked for _ in range(config.best_of)]
+    drawn = [_scores(stage, member, member.rows(every, rollout, texts)) for member in members]
+    own = np.stack(drawn).reshape(len(names), len(asked), -1)
     gold = None
     if not stage.task.learned_gold:
-        judged = stage.task.judge_many([p for p in asked for _ in range(config.best_of)], texts)
+        judged = stage.task.judge_many(every, texts)
         gold = np.array([j.score for j in judged]).reshape(len(asked), -1)
     sides = {side: [getattr(p, side) for p in pairs] for side in ("chosen", "rejected")}
     found: dict[str, Any] = {"best_of": best_of_gain(own, gold)}
     if len(members) > 1:
         prompts = [p.prompt for p in pairs]
-        written = [_written(stage, prompts, sides[side]) for side in sides]
-        table = np.stack([np.stack([_scores(stage, m, w) for w in written], axis=1) for m in members])
+        table = np.stack(
+            [np.stack([_scores(stage, m, m.written(prompts, sides[side])) for side in sides], axis=1) for m in members]
+        )
         found["disagreement"] = {"members": len(members), "own": disagreement(own), "pairs": disagreement(table)}
     ended = [text for text, done in zip(texts, rollout.ended.tolist()) if done]
     half = config.constants // 2
@@ -170,12 +171,12 @@ def _of_reward(
 
 
 def _constant(
-    stage: Stage, reward: LearnedReward, asked: list[Prompt], texts: list[tuple[str, int]], own: Array
+    stage: Stage, reward: RewardReader, asked: list[Prompt], texts: list[tuple[str, int]], own: Array
 ) -> dict[str, Any]:
     """Each text on every prompt, whatever was asked, against own samples: over all prompts and for each kind."""
     answers = [text for text, _ in texts]
     rows = [p for p in asked for _ in answers]
-    scores = _scores(stage, reward, _written(stage, rows, answers * len(asked)))
+    scores = _scores(stage, reward, reward.written(rows, answers * len(asked)))
     table = scores.reshape(len(asked), len(answers)).T
     kinds = by_kind([p.kind for p in asked])
     found = {"all": _named(stage, asked, answers, constant_lead(table, own), None)}
@@ -199,14 +200,7 @@ def _named(
     return found | {"text": text, "gold": gold}
 
 
-def _written(stage: Stage, prompts: Sequence[Prompt], texts: Sequence[str]) -> Rows:
-    """Complete responses as the reward model's training sees them."""
-    items = [stage.tokenize(prompt, text) for prompt, text in zip(prompts, texts)]
-    batch = batch_on(collate(items, stage.tokenizer.pad_id), stage)
-    return batch.tokens, batch.lengths, torch.tensor([len(i.prompt) for i in items], device=batch.tokens.device)
-
-
-def _scores(stage: Stage, reward: LearnedReward, rows: Rows) -> Array:
+def _scores(stage: Stage, reader: RewardReader, rows: Rollout) -> Array:
     """Standardised scores of rows, in double precision."""
-    stage.meter.forward(reward.model.parameter_count, int(rows[1].sum()))
-    return reward.standardized(*rows).double().cpu().numpy()
+    stage.meter.forward(reader.reward.model.parameter_count, int(rows.lengths.sum()))
+    return reader.standardized(rows).double().cpu().numpy()

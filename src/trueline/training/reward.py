@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from trueline.rollout.engine import Rollout
 from trueline.runs.cell import write_json
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.seeds import uniforms
+from trueline.training.given_reward import adopt
 from trueline.training.held_out import calibration, counts, length_controls
 from trueline.training.memory import each
 from trueline.training.pairs import read_pairs
@@ -50,14 +52,16 @@ class Config(Section):
     part: Literal["training", "selection", "gold"] = Field(
         "training", description="whose pairs: the learners', or a judge's own"
     )
+    path: str = Field("", description="one from elsewhere, a folder or a name on the hub; none is trained")
     member: int = Field(0, ge=0, description="of an ensemble: each has its own order of the same pairs")
 
     @model_serializer(mode="wrap")
     def _as_addressed(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Member 0 is the model that a run has anyhow, and is written down as if there were no others."""
+        """Member 0, and no path: written down as if there were no others."""
         values = plain(self)
-        if not self.member:
-            values.pop("member", None)
+        for name in ("member", "path"):
+            if not getattr(self, name):
+                values.pop(name, None)
         return values
 
 
@@ -72,6 +76,9 @@ def objective(config: Config) -> str:
 
 def train(config: Config, stage: Stage) -> None:
     """Train on the pairs of `config.part` and save `reward_model/` with its calibration and held-out accuracy."""
+    if config.path:
+        adopt(Path(config.path), config.part, stage)
+        return
     # 1. Pairs: the held-out ones are decided by position, which is random already.
     sources = read_pairs(stage.inputs["pairs"])
     pairs, items = _differing(stage, getattr(sources, config.part))
