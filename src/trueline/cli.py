@@ -558,6 +558,47 @@ def show(
 
 
 @data_app.command()
+def label(
+    file: Annotated[list[str], typer.Argument(metavar="FILE...", help="pairs, in any form that is read")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="PAIRS.jsonl", help="the pairs as the judge orders them")],
+    judge_url: Annotated[str, typer.Option("--judge-url", metavar="URL", help="an OpenAI-compatible endpoint")],
+    judge_model: Annotated[str, typer.Option("--judge-model", metavar="NAME", help="the model to ask there")],
+    judge_prompt: Annotated[str, typer.Option("--judge-prompt", help="fenced, or paper (to the letter)")] = "fenced",
+    judge_retries: Annotated[int, typer.Option("--judge-retries", min=0, help="in all")] = 1000,
+    judge_key_env: Annotated[str, typer.Option(help="environment variable with its key")] = "TRUELINE_JUDGE_KEY",
+    limit: Annotated[int | None, typer.Option(min=1, help="at most so many pairs")] = None,
+    format: PairFormat = "auto",
+    columns: ColumnNames = "",
+    as_json: AsJson = False,
+) -> None:
+    """A judge orders the two sides of every pair, asked both ways round; ties and contradictions are left out."""
+    from trueline.commands.label import label_file
+    from trueline.rewards.endpoint import EndpointJudge
+
+    if judge_prompt not in ("fenced", "paper"):
+        raise InputError(f"unknown prompt {judge_prompt!r}", field="--judge-prompt", remedy="known: fenced, paper")
+    cache = out.with_name(out.name + ".judge.jsonl")
+    judge = EndpointJudge(
+        judge_url, judge_model, cache=cache, key_env=judge_key_env, retries=judge_retries, form=judge_prompt
+    )
+    found = label_file(
+        file, out, judge, format=format, columns=columns.split(",") if columns else (), limit=limit
+    )  # fmt: skip
+    if as_json:
+        print(json.dumps(found))
+        return
+    console.print(f"{found['kept']} of {found['pairs']} pairs written to {out}", markup=False)
+    console.print(
+        f"  left out: {found['ties']} ties, {found['inconsistent']} that changed with the order", markup=False
+    )
+    if found["agrees_with_the_file"] is not None:
+        console.print(
+            f"  the judge agrees with the file's own labels in {found['agrees_with_the_file']:.0%}", markup=False
+        )
+    console.print(f"  asked: {', '.join(f'{k} {v}' for k, v in found['judge'].items())}", markup=False)
+
+
+@data_app.command()
 def audit(
     problems: Problems,
     out: Annotated[

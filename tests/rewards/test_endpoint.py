@@ -344,3 +344,31 @@ def test_rows_must_match(tmp_path) -> None:
     with pytest.raises(ValueError, match="2 prompts, 1 responses, 2 baselines"):
         judge.compare([ASK, ASK], ["a"], ["b", "c"])
     assert judge.compare([], [], []) == []
+
+
+@pytest.mark.parametrize(
+    "reply", ["Comparison: A is kinder.\nMore helpful: A", 'x\nMore helpful: "A"', "x\n**More helpful:** A", "A"]
+)
+def test_the_papers_form_is_asked_to_the_letter_and_its_answer_is_read(judge, reply) -> None:
+    def rule(request: dict, _: int) -> str:
+        (message,) = request["messages"]
+        assert message["role"] == "user" and message["content"].startswith("For the following query to a chatbot")
+        first = message["content"].index("Response A:\ngood") if "Response A:\ngood" in message["content"] else -1
+        return reply if first >= 0 else "Comparison: the second.\nMore helpful: B"
+
+    with ChatServer(rule) as server:
+        assert scores(judge(server, form="paper").compare([ASK], ["good"], ["bad"])) == [1]
+
+
+def test_the_retries_of_a_run_have_a_budget(judge) -> None:
+    with ChatServer(lambda *_: (503, "busy")) as server:
+        with pytest.raises(RunError, match="the retries of the whole run are used up"):
+            judge(server, attempts=50, retries=3, workers=1).compare([ASK], ["good"], ["bad"])
+        assert len(server.requests) == 4
+
+
+def test_what_was_asked_is_counted(judge) -> None:
+    with ChatServer(lambda request, _: "A" if shown(request)[1] == "good" else "B") as server:
+        asked = judge(server)
+        asked.compare([ASK], ["good"], ["bad"])
+    assert asked.usage["requests"] == 2 and asked.usage["retries"] == 0

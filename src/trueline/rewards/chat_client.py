@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from trueline.errors import InputError, RunError
 
-__all__ = ["ChatClient"]
+__all__ = ["ChatClient", "Usage"]
 
 LONGEST_WAIT = 30.0
 LARGEST_REPLY = 1 << 22
@@ -22,10 +22,46 @@ PASSING = {408, 425, 429}  # and all of 5xx: the same request may succeed later
 FAILURES = (OSError, http.client.HTTPException)  # refused, reset, timed out, cut off
 
 
-class ChatClient:
-    """Sends chat requests. `name` is the address without query, for errors and cache keys."""
+class Usage:
+    """What was asked for and paid: requests that were answered, tokens as the service counts them, retries.
 
-    def __init__(self, url: str, *, key_env: str, timeout: float, attempts: int, backoff: float) -> None:
+    `retries_left` is for all requests together: a service that fails often ends the run instead of making it endless.
+    """
+
+    def __init__(self, retries: int) -> None:
+        self.requests = self.prompt_tokens = self.completion_tokens = self.retries = 0
+        self._allowed, self._lock = retries, threading.Lock()
+
+    def book(self, reply: object) -> None:
+        """Of one answered request; services that count no tokens count none."""
+        usage = reply.get("usage") if isinstance(reply, dict) else None
+        counts = [usage.get(k) if isinstance(usage, dict) else 0 for k in ("prompt_tokens", "completion_tokens")]
+        with self._lock:
+            self.requests += 1
+            self.prompt_tokens += counts[0] if isinstance(counts[0], int) else 0
+            self.completion_tokens += counts[1] if isinstance(counts[1], int) else 0
+
+    def retry(self) -> bool:
+        """Take one retry from the budget; False where none is left."""
+        with self._lock:
+            if self.retries >= self._allowed:
+                return False
+            self.retries += 1
+            return True
+
+    def as_dict(self) -> dict[str, int]:
+        """For records."""
+        names = ("requests", "prompt_tokens", "completion_tokens", "retries")
+        return {name: getattr(self, name) for name in names}
+
+
+class ChatClient:
+    """Sends chat requests. `name` is the address without query, for errors and cache keys; `usage` is what it cost."""
+
+    def __init__(
+        self, url: str, *, key_env: str, timeout: float, attempts: int, backoff: float, retries: int = 1000
+    ) -> None:
+        self.usage = Usage(retries)
         self._url, self.name = _completions(url)
         self._key_env, self._timeout, self._attempts, self._backoff = key_env, timeout, attempts, backoff
         self._opener = urllib.request.build_opener(_NoRedirect)
@@ -40,6 +76,8 @@ class ChatClient:
         body = json.dumps(request).encode()
         outcome = _Outcome(problem="stopped before it was asked")
         for attempt in range(self._attempts):
+            if attempt and not self.usage.retry():
+                raise RunError(f"{self.name}: {outcome.problem}; the retries of the whole run are used up")
             if stop.wait(self._pause(attempt, key, outcome)) if attempt else stop.is_set():
                 break
             outcome = self._once(body)
@@ -59,7 +97,9 @@ class ChatClient:
         except FAILURES as error:
             return _Outcome(problem=self._redacted(str(getattr(error, "reason", error)) or type(error).__name__))
         try:
-            text = json.loads(raw)["choices"][0]["message"]["content"]
+            reply = json.loads(raw)
+            self.usage.book(reply)
+            text = reply["choices"][0]["message"]["content"]
         except (ValueError, LookupError, TypeError):
             text = None
         if isinstance(text, str):

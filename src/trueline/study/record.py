@@ -142,7 +142,7 @@ def manifest_of(
     gold = {"kind": _gold_kind(task), "accuracy": None, "accuracy_ci95": None}
     judge = next((node for node in nodes if node.arm == "judge-gold"), None)
     if sections["evaluate"].judge_url:
-        gold |= {"kind": "given"} | _agreement(nodes, cells)
+        gold |= {"kind": "given"} | _agreement(nodes, cells) | _judge_cost(cells.values())
     elif judge is not None:
         gold |= _accuracy(cells[judge.key])
     pairs = next(node for node in nodes if node.arm == "pairs" and node.variant == variants[0].name)
@@ -224,6 +224,17 @@ def _gold_kind(task: Any) -> str:
     return "tests" if task.verified else "learned" if task.learned_gold else "embedded"
 
 
+def _judge_cost(cells: Iterable[Path]) -> dict[str, Any]:
+    """What an endpoint was asked for over all evaluations."""
+    found: dict[str, Any] = {}
+    for cell in sorted(set(cells)):
+        file = cell / "evaluation.json"
+        judge = read_json(file).get("judge", {}) if file.exists() else {}
+        for name, value in judge.items():
+            found[name] = found.get(name, 0) + value if isinstance(value, int) else value
+    return {"judge": found} if found else {}
+
+
 def _judges(nodes: Sequence[Node], cells: Mapping[str, Path]) -> list[list[Any]]:
     """What each learned judge says of itself, by a label for the reader."""
     found = {}
@@ -251,7 +262,7 @@ def manifest_of_checkpoints(
     judge = next((node for node in nodes if node.arm == "judge-gold"), None)
     gold = {"kind": _gold_kind(task), "accuracy": None, "accuracy_ci95": None}
     if "judge" in folders or sections["evaluate"].judge_url:
-        gold |= {"kind": "given"} | _agreement(nodes, cells)
+        gold |= {"kind": "given"} | _agreement(nodes, cells) | _judge_cost(cells.values())
     elif judge is not None:
         gold |= _accuracy(cells[judge.key])
     threats = [

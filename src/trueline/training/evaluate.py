@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -33,6 +34,10 @@ class Config(Section):
     shown: int = Field(6, ge=1, description="test prompts whose samples are kept for the report")
     judge_url: str = Field("", description="base address of an OpenAI-compatible endpoint that is taken for gold")
     judge_model: str = Field("", description="the model to ask there")
+    judge_prompt: Literal["fenced", "paper"] = Field(
+        "fenced", description="the question: ours, against texts that speak to the judge, or the paper's to the letter"
+    )
+    judge_retries: int = Field(1000, ge=0, description="retries in all before the endpoint is given up")
     judge_key_env: str = Field("TRUELINE_JUDGE_KEY", description="environment variable that holds its key, if any")
 
 
@@ -84,6 +89,8 @@ def train(config: Config, stage: Stage) -> None:
         evaluation["refused"] = "its tokenizer is not SFT's: KL, entropy and log-probs of pairs cannot be compared"
     if stage.method == "sft" and (outer is not None or is_given(stage, "gold")):
         evaluation["agreement"] = agreement(stage, instruments, outer)
+    if outer is not None:
+        evaluation["judge"] = {"model": config.judge_model, "prompt": config.judge_prompt} | outer.usage
     if best_of > 1:
         evaluation["analytic_kl"] = best_of_n_kl(best_of)
     write_json(stage.cell / "evaluation.json", evaluation)
@@ -99,7 +106,14 @@ def _endpoint(config: Config, stage: Stage) -> EndpointJudge | None:
     if not config.judge_url:
         return None
     cache = stage.cell / "judge.jsonl"
-    return EndpointJudge(config.judge_url, config.judge_model, cache=cache, key_env=config.judge_key_env)
+    return EndpointJudge(
+        config.judge_url,
+        config.judge_model,
+        cache=cache,
+        key_env=config.judge_key_env,
+        retries=config.judge_retries,
+        form=config.judge_prompt,
+    )
 
 
 def _watched(stage: Stage, arm: Path) -> list[dict]:
