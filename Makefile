@@ -27,7 +27,7 @@ lint: $(STAMP)
 
 # torch's CPU build comes from torch's own index where one is needed: PIP_ARGS="--extra-index-url ..." ; see README.
 $(STAMP): pyproject.toml constraints.txt
-	@echo "Setting up $(VENV): about 130 packages, 330 MB to download (torch is 190 MB of it), 1.8 GB on disk; a minute or two."
+	@echo "Setting up $(VENV): about 110 packages, 320 MB to download (torch is 190 MB of it), 1.9 GB on disk; a minute or two."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --disable-pip-version-check $(PIP_ARGS) -c constraints.txt torch -e '.[test]' ruff
 	@touch $(STAMP)

@@ -72,6 +72,7 @@ EXTRA = {
     "benchmarks/peers/trl_ppo.py": {"trl", "transformers", "datasets", "wire"},
     "benchmarks/peers/hf_generate.py": {"transformers", "wire"},
     "data/batches.py": {"torch"},
+    "commands/export.py": {"huggingface_hub"},
     "data/hub_files.py": {"huggingface_hub"},
     "data/templates.py": {"jinja2"},
     "rewards/linear.py": {"safetensors"},

@@ -295,11 +295,12 @@ def train(
     report: Annotated[Path, typer.Argument(metavar="REPORT.json", help="of a study")],
     overrides: Overrides = None,
     out: Out = None,
+    to: Annotated[str, typer.Option("--push", metavar="OWNER/NAME", help="a private copy on the hub")] = "",
 ) -> None:
-    """Train what a study's report recommends and leave a Hugging Face folder (arm=NAME to choose yourself)."""
+    """Train what a study's report recommends and leave Hugging Face folders (arm=NAME to choose yourself)."""
     from trueline.commands.recommend import train_recommended
 
-    train_recommended(report, overrides or [], out or Path("runs") / "recommended", _command(), console)
+    train_recommended(report, overrides or [], out or Path("runs") / "recommended", _command(), console, to=to)
 
 
 @app.command()

@@ -9,6 +9,7 @@ from statistics import median
 
 from rich.console import Console
 
+from trueline.commands.export import check_push, push, read_about, write_cards, write_evaluation_files
 from trueline.commands.resolve import resolve
 from trueline.commands.run import design_of, execute
 from trueline.errors import InputError
@@ -18,16 +19,22 @@ from trueline.study.design import nodes_of_stage
 from trueline.study.record import claim, identity_of, stage_index
 from trueline.tasks.registry import is_embedded
 from trueline.training.pages import arms
+from trueline.training.pairs import read_pairs
 
 __all__ = ["train_recommended"]
 
 
-def train_recommended(report_path: Path, overrides: list[str], out: Path, command: str, console: Console) -> None:
-    """Train the report's arm on all of the study's pairs and copy it to `out/model` (and critic, reward model).
+def train_recommended(
+    report_path: Path, overrides: list[str], out: Path, command: str, console: Console, *, to: str = ""
+) -> None:
+    """Train the report's arm on all of the study's pairs and copy it to `out/model` (and critic, reward model), with
+    model cards and files for other evaluations; `to` is a repository on the hub that gets a private copy.
 
     It stops where the study's selected checkpoints lay (the median share of the planned steps over seeds): there is no
     held-out judge left to select with.
     """
+    if to:
+        check_push(to)
     report, study_directory = _read(report_path), report_path.parent
     chosen, overrides = _chosen(report, overrides, report_path)
     manifest = read_json(study_directory / "manifest.json")
@@ -44,11 +51,12 @@ def train_recommended(report_path: Path, overrides: list[str], out: Path, comman
     )
     cells = execute(task, sections, out, nodes, console, named=chosen, share=share)
     stage_index(out, nodes, cells)
-    target = next(cells[node.key] for node in nodes if node.arm == chosen)
-    for folder in ("model", "critic", "reward_model"):
-        if (target / folder).is_dir():
+    by_arm = {node.arm: cells[node.key] for node in nodes}
+    target = by_arm[chosen]
+    for source, folder in ((target, "model"), (target, "critic"), (by_arm.get("reward"), "reward_model")):
+        if source is not None and (source / folder).is_dir():
             shutil.rmtree(out / folder, ignore_errors=True)
-            shutil.copytree(target / folder, out / folder)
+            shutil.copytree(source / folder, out / folder)
     left = out / "model"
     if is_adapter(left):
         left = _merge(left, out / "merged")
@@ -56,6 +64,14 @@ def train_recommended(report_path: Path, overrides: list[str], out: Path, comman
         out / "recommendation.json",
         {"arm": chosen, "share": share, "report": str(report_path), "verdict": report["verdict"]},
     )
+    base = sections["model"].path
+    write_cards(out, read_about(out, chosen, target, report, manifest, task, command, base))
+    held_out = [] if everything else read_pairs(by_arm["pairs"]).selection if "pairs" in by_arm else []
+    policies = {chosen: out / "model", "sft": by_arm["sft"] / "model"} if "sft" in by_arm else {chosen: out / "model"}
+    files = write_evaluation_files(out, task, sections, policies, held_out)
+    console.print(f"for other evaluations: {files[0].parent} ({len(files)} files)", markup=False)
+    if to:
+        console.print(f"on the hub: {push(out, to)}", markup=False)
     console.print(f"{chosen}: {left} (loads with transformers' AutoModelForCausalLM)", markup=False)
 
 

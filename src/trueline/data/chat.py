@@ -128,6 +128,10 @@ class ChatTokenizer:
         except InputError:  # a template may refuse a system turn; one that takes it is another
             return None
 
+    def render(self, prompt: Prompt) -> str:
+        """The conversation as the template writes it, up to where the assistant is to answer."""
+        return self._template.render(prompt.messages, answering=True)
+
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         """The conversation up to where the assistant is to answer, with one BOS if the tokenizer has one."""
         return self._encode(prompt.messages, answering=True)
