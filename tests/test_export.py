@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -88,7 +89,7 @@ def test_the_harness_finds_its_tasks_and_their_rows(left, tmp_path) -> None:
     for kind, rows in (("generate", 3), ("preference", 1)):
         config = yaml.safe_load((tmp_path / "evaluation" / f"trueline_two_words_{kind}.yaml").read_text())
         data = config["dataset_kwargs"]["data_files"]["test"]
-        lines = [json.loads(line) for line in open(data, encoding="utf-8")]
+        lines = [json.loads(line) for line in Path(data).read_text(encoding="utf-8").splitlines()]
         assert len(lines) == rows and config["task"] == f"trueline_two_words_{kind}"
         assert lines[0]["prompt"].endswith("<|assistant|>")
     assert lines[0]["sides"] == ["yes .", "no ."] and config["doc_to_target"] == 0
