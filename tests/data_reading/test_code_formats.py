@@ -76,6 +76,23 @@ def test_apps_reads_nested_texts_and_both_styles() -> None:
     assert loaded.notes == {"listed_lines": 1, "unwrapped_values": 1, "whole_number_keys": 1}
 
 
+def test_verl_has_its_tests_in_the_ground_truth_and_its_number_in_extra_info(tmp_path) -> None:
+    script, call = own("code_verl.jsonl").problems
+    assert (script.task_id, script.prompt, script.tier) == ("taco/3", "Read n, print n + 1.", "easy")
+    assert script.tests == (StdioTest("1\n", "2\n"), StdioTest("4\n", "5\n"))
+    assert call.tests == (CallTest("add", [1, 2], 3, as_json=True),) and call.entry == "add"
+    row = json.loads((OWN / "code_verl.jsonl").read_text().splitlines()[0])
+    for change, field in (
+        ({"extra_info": {}}, "extra_info.index"),
+        ({"reward_model": {"ground_truth": "42"}}, "ground_truth"),
+        ({"prompt": ["text"]}, "prompt"),
+    ):
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row | change) + "\n")
+        with pytest.raises(InputError) as caught:
+            load_problems(tmp_path / "rows.jsonl")
+        assert caught.value.field == field
+
+
 def test_values_that_are_not_all_wrapped_stay_as_they_are(tmp_path) -> None:
     io = {"fn_name": "f", "inputs": [[1], [2]], "outputs": [[1], [1, 2]]}
     (problem,) = load_problems(write(tmp_path, {"id": 1, "question": "q", "input_output": io})).problems
@@ -302,7 +319,7 @@ def test_the_body_of_a_function_in_a_response_continues_the_starter() -> None:
 FORMAT_FILES = {
     "humaneval": "code_humaneval.jsonl", "mbpp": "code_mbpp.jsonl", "apps": "code_apps.jsonl",
     "codecontests": "code_contests.jsonl", "codecontests-files": "code_contests_files.jsonl",
-    "codejam": "code_jam.jsonl", "problems": "code_problems.jsonl",
+    "codejam": "code_jam.jsonl", "verl": "code_verl.jsonl", "problems": "code_problems.jsonl",
 }  # fmt: skip
 
 

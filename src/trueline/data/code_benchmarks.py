@@ -23,7 +23,7 @@ from trueline.data.code_fields import (
 from trueline.data.formats.rows import RowProblem
 from trueline.types import AssertTest, CallTest, StdioTest, Test
 
-__all__ = ["apps", "codecontests", "codecontests_files", "codejam", "humaneval", "mbpp"]
+__all__ = ["apps", "codecontests", "codecontests_files", "codejam", "humaneval", "mbpp", "verl"]
 
 _MARGIN = 1e-6
 _DECIMAL = re.compile(r"(?<!\S)[+-]?\d*\.\d+(?:[eE][+-]?\d+)?(?!\S)")
@@ -91,6 +91,27 @@ def apps(row: Row, notes: list[str]) -> dict[str, Any]:
         "solutions": tuple(texts({"solutions": nested(row, "solutions", list, [])}, "solutions")),
         "tier": str(row.get("difficulty") or metadata.get("difficulty") or ""),
     }  # fmt: skip
+
+
+def verl(row: Row, notes: list[str]) -> dict[str, Any]:
+    """Prompts with a ground truth that is the tests of a program, as verl's preprocessing of code sets writes them."""
+    reward, extra = nested(row, "reward_model", dict), nested(row, "extra_info", dict, default={})
+    truth = nested(reward, "ground_truth", dict)
+    function = column(truth, "fn_name", str, default="")
+    turns = column(row, "prompt", list)
+    if not turns or not all(isinstance(turn, dict) and isinstance(turn.get("content"), str) for turn in turns):
+        raise RowProblem("wrong_type", "prompt", 'expected a list of {"role": text, "content": text}')
+    asked = [turn["content"] for turn in turns if turn.get("role") == "user"]
+    number = extra.get("index", row.get("index"))
+    if number is None:
+        raise RowProblem("missing_field", "extra_info.index", "missing", "problems are told apart by it")
+    return {
+        "task_id": f"{row.get('data_source') or 'verl'}/{number}",
+        "prompt": "\n\n".join(asked),
+        "entry": function,
+        "tests": _apps_tests(truth, function, notes, "reward_model.ground_truth"),
+        "tier": str(extra.get("difficulty") or ""),
+    }
 
 
 def _apps_tests(io: Row, function: str, notes: list[str], field: str) -> tuple[Test, ...]:

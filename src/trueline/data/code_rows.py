@@ -94,7 +94,8 @@ _Reader = Callable[[Row, list[str]], dict[str, Any]]
 _READERS: dict[str, _Reader] = {
     "humaneval": benchmarks.humaneval, "mbpp": benchmarks.mbpp, "apps": benchmarks.apps,
     "codecontests": benchmarks.codecontests,
-    "codecontests-files": benchmarks.codecontests_files, "codejam": benchmarks.codejam, "problems": _generic,
+    "codecontests-files": benchmarks.codecontests_files, "codejam": benchmarks.codejam, "verl": benchmarks.verl,
+    "problems": _generic,
 }  # fmt: skip
 PROBLEM_FORMATS = tuple(_READERS)
 # Columns that only that format has: the first format of which one group is there.
@@ -105,5 +106,6 @@ _MARKS: dict[str, tuple[tuple[str, ...], ...]] = {
     "codecontests": (("private_tests",), ("generated_tests",), ("public_tests", "description")),
     "codecontests-files": (("statement_md", "tests"),),
     "codejam": (("statement", "tests"),),
+    "verl": (("reward_model", "prompt"),),
     "problems": (("prompt", "tests"),),
 }

@@ -24,7 +24,7 @@ class Data(Section):
     format: Literal[
         "auto", "pairs", "messages", "hh-rlhf", "safe-rlhf", "reward-bench", "ultrafeedback", "nemo",
         "helpsteer2-preference", "helpsteer3", "arena", "helpsteer", "kto", "sharegpt", "alpaca",
-        "problems", "humaneval", "mbpp", "apps", "codecontests", "codecontests-files", "codejam",
+        "problems", "humaneval", "mbpp", "apps", "codecontests", "codecontests-files", "codejam", "verl",
     ] = Field("auto", description="of the rows")  # fmt: skip
     columns: tuple[str, ...] = Field(
         (), description="role=column for columns of other names: prompt=question,chosen=good,rejected=bad"
