@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from trueline.errors import NumericsError, RunError
+from trueline.training.adamw import AdamW
 from trueline.training.memory import Room, is_out_of_memory
 
 __all__ = ["StepResult", "learning_rate_at", "make_optimizer", "optimize"]
@@ -27,12 +28,9 @@ class StepResult:
     grad_norm: float
 
 
-def make_optimizer(model: nn.Module, learning_rate: float, *, weight_decay: float = 0.0) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, learning_rate: float, *, weight_decay: float = 0.0) -> AdamW:
     """AdamW, betas 0.9 and 0.95 (the paper's engine), eps 1e-8."""
-    parameters = list(model.parameters())
-    return torch.optim.AdamW(
-        parameters, lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay, fused=True
-    )
+    return AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), eps=1e-8, weight_decay=weight_decay)
 
 
 def learning_rate_at(step: int, *, peak: float, total: int, warmup: int, schedule: Schedule) -> float:
@@ -49,7 +47,7 @@ def learning_rate_at(step: int, *, peak: float, total: int, warmup: int, schedul
 
 def optimize(
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW | torch.optim.Optimizer,
     micros: Iterable[Micro],
     loss_of: Callable[[Micro], Tensor],
     *,
@@ -95,7 +93,7 @@ def optimize(
 
 
 def _accumulate(
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW | torch.optim.Optimizer,
     micros: Iterable[Micro],
     loss_of: Callable[[Micro], Tensor],
     sums: Sequence[MutableMapping[str, float]],
