@@ -29,8 +29,15 @@ class Words:
     bos_id = None
     forbidden_ids = ()
 
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
+    def __init__(self, vocab_size: int, folder: Path) -> None:
+        self.vocab_size, self._folder = vocab_size, folder
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the tokenizer that the peer reads the same rows with: the reward model's folder has it too."""
+        from trueline.data.chat import ChatTokenizer
+
+        return ChatTokenizer.load(self._folder).fingerprint
 
     def encode_prompt(self, prompt: Prompt) -> list[int]:
         return [int(word) for word in prompt.messages[-1].content.split()]
@@ -92,7 +99,7 @@ def rows_stage(
     }
     return Stage(
         work["kind"], work["seed"], Rows(rows), Cell(directory),
-        Words(json.loads((model / "config.json").read_text())["vocab_size"]),
+        Words(json.loads((model / "config.json").read_text())["vocab_size"], model),
         Limits(work["prompt_tokens"], work["max_new_tokens"], **settings),
         inputs={"sft": inputs, "pairs": inputs, "reward": inputs, "model": model}, report=report,
         device=torch.device("cuda" if work["device"] == "cuda" else "cpu"),
