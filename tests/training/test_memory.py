@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 from trueline.errors import RunError
-from trueline.training import experience, policy_gradient, ppo, preference, reward, sft
+from trueline.models.fingerprints import fingerprint
+from trueline.training import experience, policies, policy_gradient, ppo, preference, reward, sft
 from trueline.training.memory import Part, Room, each, is_out_of_memory
 from trueline.training.step import make_optimizer, optimize
 
@@ -117,3 +121,27 @@ def test_a_method_that_runs_out_of_memory_trains_the_same_model(method, tiny_wor
             if key == "rewards/accuracies":  # at the start policy and reference are equal: rounding decides
                 continue
             assert other[key] == pytest.approx(value, rel=2e-3, abs=2e-4), key
+
+
+@pytest.mark.integration
+def test_a_model_that_is_lent_is_the_same_model_and_is_not_kept(tiny_world, tmp_path, monkeypatch) -> None:
+    stage = tiny_world.stage("ppo", tmp_path / "stage")
+    kept = policies.Lent(stage, "sft")
+    with kept.here() as one, kept.here() as other:
+        assert one is other  # a small one stays
+    monkeypatch.setattr(policies, "LENT_FROM", 0)
+    lent = policies.Lent(stage, "sft")
+    with lent.here() as one, lent.here() as other:
+        assert one is not other and fingerprint(one) == fingerprint(other) == fingerprint(kept._kept)
+    held = weakref.ref(one)
+    del one, other
+    gc.collect()
+    assert held() is None
+
+
+@pytest.mark.integration
+def test_lending_changes_no_figure(tiny_world, tmp_path, monkeypatch) -> None:
+    settings = {"critic_warmup": 0, "ema_eta": 0.2}
+    kept = rows(run_small(tiny_world, "ppo", tmp_path / "kept", settings=settings))
+    monkeypatch.setattr(policies, "LENT_FROM", 0)
+    assert rows(run_small(tiny_world, "ppo", tmp_path / "lent", settings=settings)) == kept

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from trueline.errors import InputError
@@ -18,6 +20,7 @@ from trueline.training.preflight import scored_gate
 from trueline.training.stage import Stage
 
 __all__ = [
+    "Lent",
     "load_policy",
     "load_reward_model",
     "load_start",
@@ -27,6 +30,8 @@ __all__ = [
     "save_reward_model",
     "start_policy",
 ]
+
+LENT_FROM = 64 * 2**20  # bytes of weights
 
 
 def start_policy(stage: Stage, *, fresh: bool = False, start: str = "sft") -> Decoder:
@@ -55,6 +60,30 @@ def policy_in(stage: Stage, folder: Path) -> Decoder:
 
 def _quantize(stage: Stage) -> Quantize:
     return "none" if stage.limits.lora is None else stage.limits.lora.quantize
+
+
+class Lent:
+    """A policy of an input that is looked at once a step: it need not lie beside the step's peak.
+
+    A small one stays in memory. A larger one is read again each time, or, on a GPU, waits in the host's memory.
+    """
+
+    def __init__(self, stage: Stage, name: str) -> None:
+        self._stage, self._name = stage, name
+        self._kept: Decoder | None = load_policy(stage, name)
+        if 4 * self._kept.parameter_count < LENT_FROM:
+            return
+        self._kept = self._kept.to("cpu") if stage.device.type != "cpu" else None
+
+    @contextmanager
+    def here(self) -> Iterator[Decoder]:
+        """The policy, for as long as it is looked at."""
+        if self._kept is None:
+            yield load_policy(self._stage, self._name)
+            return
+        yield self._kept.to(self._stage.device)
+        if 4 * self._kept.parameter_count >= LENT_FROM:
+            self._kept.to("cpu")
 
 
 def load_start(stage: Stage) -> Decoder:

@@ -7,6 +7,7 @@ batch, and a reference that follows the policy as an exponential moving average.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Literal
 
@@ -29,7 +30,7 @@ from trueline.rollout.engine import Rollout
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.training.experience import Experience, collect, kl_metrics, over_rows
 from trueline.training.feedback import Feedback, reward_source
-from trueline.training.policies import load_policy, load_reward_model, load_start, save_critic, save_policy
+from trueline.training.policies import Lent, load_policy, load_reward_model, load_start, save_critic, save_policy
 from trueline.training.policy_gradient import Also, UpdateSettings, groups_of, mean_metrics, minibatches, update_policy
 from trueline.training.preflight import reference_gate, slack
 from trueline.training.reading import RewardReader
@@ -125,11 +126,11 @@ def train(config: Config, stage: Stage) -> None:
     Needs `inputs["sft"]`, and `inputs["reward"]` for a learned score or a critic that starts from it.
     """
     # 1. Four models: policy, critic, reference, reward model; and the original SFT that the KL is reported against.
-    policy, sft = load_start(stage), load_policy(stage, "sft")
+    policy, reference = load_start(stage), load_policy(stage, "sft")
     moves = config.ema_eta > 0 or config.reference != "sft"
-    reference = sft
-    if moves:
-        reference = load_policy(stage, "sft") if config.reference == "sft" else load_start(stage)
+    if config.reference != "sft":
+        reference = load_start(stage)
+    original = Lent(stage, "sft") if moves else None
     score = reward_source(stage, config.feedback)
     critic = _critic(config, stage, policy)
     # 2. Everything that changes while training, registered.
@@ -155,7 +156,9 @@ def train(config: Config, stage: Stage) -> None:
     same = fingerprint(policy) == fingerprint(reference)
     step = stage.begin(registry, objective(config))
     if step == 0:
-        reference_gate(stage, sft)
+        with original.here() if original else nullcontext(reference) as sft:
+            reference_gate(stage, sft)
+        del sft
     # 3. The loop: sample and score, shape and estimate, update.
     while stage.may_step(step, total):
         prompts = max(1, config.batch_size // config.samples_per_prompt)
@@ -172,7 +175,9 @@ def train(config: Config, stage: Stage) -> None:
             least_ended=config.min_ended,
             reward_shift=config.reward_shift,
         )
-        metrics = kl_metrics(stage, policy, sft, moves, exp)
+        with original.here() if original else nullcontext(reference) as sft:
+            metrics = kl_metrics(stage, policy, sft, moves, exp)
+        del sft
         if step == 0 and same:
             stage.gates.ask(
                 "KL at the start",
@@ -384,6 +389,7 @@ def _update_critic(
         sums=[value.sums],
         room=stage.room,
     )
+    optimizer.zero_grad(set_to_none=True)  # not beside the policy's
     _meter(stage, critic, value.exp, value.rows)
     return {"value/loss": result.loss, "value/grad_norm": result.grad_norm}
 
