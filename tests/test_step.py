@@ -59,7 +59,7 @@ def test_a_step_is_adamw_by_hand() -> None:
     result = step(model, optimizer, [None], lambda _: 3.0 * model.weight.sum(), learning_rate=0.1)
     assert (result.loss, result.grad_norm) == (6.0, 3.0)
     assert model.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1 * 3 / (3 + 1e-8), abs=1e-12)
-    assert optimizer.defaults["betas"] == (0.9, 0.95)
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
 
 
 def test_the_norm_is_clipped_and_reported_before_clipping() -> None:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from trueline.runs import checkpoint
 from trueline.runs.cell import read_json
+from trueline.training.adamw import AdamW
 from trueline.training.pages import page, pages
 from trueline.training.stage import Stage
 
@@ -265,7 +266,7 @@ def test_whatever_changes_while_training_is_registered(method, changes, tiny_wor
 def _state_of(value) -> str | None:
     if isinstance(value, torch.nn.Module):
         return str([(k, float(v.double().sum())) for k, v in value.state_dict().items()])
-    if isinstance(value, torch.optim.Optimizer):
+    if isinstance(value, AdamW | torch.optim.Optimizer):
         return str([[float(t.double().sum()) for t in slot.values()] for slot in value.state.values()])
     if hasattr(value, "state") and hasattr(value, "load") and not isinstance(value, type):
         return str(value.state())
