@@ -72,6 +72,16 @@ def test_a_comparison_that_samples_says_how_long_its_samples_were(tmp_path, monk
     assert record["ours"]["sampled_tokens_per_second"] < record["ours"]["tokens_per_second"]
 
 
+@pytest.mark.parametrize("name", ["ppo", "rloo"])
+def test_methods_that_sample_are_measured_on_weights_that_end_nothing_too(tmp_path, monkeypatch, name) -> None:
+    """Random weights, a reward model with the peer's tokenizer beside it: neither is the gates' business here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    small = {"prompt_tokens": 8, "max_new_tokens": 8, "batch_size": 8}
+    work = replace(standard_work(name, size="tiny", ragged=False, threads=1), **small)
+    record = compare(work, "self", rounds=1, say=lambda text: None, step=lambda: None)
+    assert record["ours"]["seconds"]["median"] > 0 and record["equal"]["metrics"]
+
+
 def test_a_waiting_side_that_works_is_an_error() -> None:
     quiet = {"what": "a", "waited_cpu_seconds": 0.0, "seconds": {"max": 2.0}}
     comparison._check_idle(quiet, quiet | {"waited_cpu_seconds": 0.09})

@@ -126,6 +126,7 @@ def config_of(work: dict[str, Any]) -> Any:
         return config(**common, **fixed, held_out=0.0)
     if work["kind"] == "dpo":
         return config(**common, **fixed, beta=work["beta"])
+    common["min_ended"] = 0.0  # random weights end nothing, and are as good to measure
     online = common | {"kl_coef": work["kl_coef"], "minibatches": work["minibatches"], "steps": 100000}
     if work["kind"] in ("rloo", "grpo"):
         baseline = {"rloo": "loo", "grpo": "group"}[work["kind"]]
