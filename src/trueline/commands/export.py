@@ -131,33 +131,29 @@ def _instruction(prompt: Prompt) -> str:
 
 
 def _greedy(folder: Path, prompts: Sequence[Prompt], sections: Mapping[str, Any]) -> list[str]:
+    from trueline.evaluation.measure import EVALUATION_SEED, Sampler, sample_texts
     from trueline.models.checkpoints import load_decoder
     from trueline.models.scoring import Sampling, forbidden_mask
-    from trueline.rollout.native import NativeEngine
 
-    tokenizer, policy, limits = ChatTokenizer.load(folder), load_decoder(folder), sections["model"]
-    engine = NativeEngine(pad_id=tokenizer.pad_id, end_id=tokenizer.end_ids)
-    engine.load_weights(policy, 0)
-    ids = [tokenizer.encode_prompt(p)[-limits.max_prompt_tokens :] for p in prompts]
-    sampling = Sampling(forbidden=forbidden_mask(tokenizer.vocab_size, tokenizer.forbidden_ids))
-    rollout = engine.generate(ids, None, max_new_tokens=limits.max_new_tokens, sampling=sampling)
-    return [tokenizer.decode(response) for response in rollout.responses()]
+    tokenizer, limits = ChatTokenizer.load(folder), sections["model"]
+    sampler = Sampler(
+        lambda prompt: tokenizer.encode_prompt(prompt)[-limits.max_prompt_tokens :],
+        tokenizer.decode,
+        Sampling(forbidden=forbidden_mask(tokenizer.vocab_size, tokenizer.forbidden_ids)),
+        tokenizer.pad_id,
+        tokenizer.end_ids,
+        limits.max_new_tokens,
+        EVALUATION_SEED,
+    )
+    return sample_texts(load_decoder(folder), prompts, sampler, stream="export", greedy=True)[1]
 
 
 def _harness(
     folder: Path, name: str, tokenizer: ChatTokenizer, prompts: Sequence[Prompt], pairs: Sequence[Pair], new_tokens: int
 ) -> list[Path]:
     slug = name.replace("-", "_")
-    data = folder / f"{slug}_prompts.jsonl"
-    rows = [{"prompt": tokenizer.render(p), "instruction": _instruction(p), "id": p.id} for p in prompts]
-    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-    task = {
-        "task": f"trueline_{slug}_generate",
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},
-        "test_split": "test",
+    generate = {
         "output_type": "generate_until",
-        "doc_to_text": "{{prompt}}",
         "doc_to_target": "",
         "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": new_tokens},
         "metric_list": [{"metric": "bypass"}],
@@ -166,21 +162,11 @@ def _harness(
             "about": "prompts in the model's own template; --log_samples keeps answers",
         },
     }
-    left = [data, folder / f"trueline_{slug}_generate.yaml"]
-    _dump(left[-1], task)
+    rows = [{"prompt": tokenizer.render(p), "instruction": _instruction(p), "id": p.id} for p in prompts]
+    left = _task(folder / f"{slug}_prompts.jsonl", rows, f"trueline_{slug}_generate", generate)
     if pairs:
-        data = folder / f"{slug}_pairs.jsonl"
-        rows = [
-            {"prompt": tokenizer.render(p.prompt), "sides": [p.chosen, p.rejected], "id": p.prompt.id} for p in pairs
-        ]
-        data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
-        task = {
-            "task": f"trueline_{slug}_preference",
-            "dataset_path": "json",
-            "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},
-            "test_split": "test",
+        prefer = {
             "output_type": "multiple_choice",
-            "doc_to_text": "{{prompt}}",
             "doc_to_choice": "{{sides}}",
             "doc_to_target": 0,
             "target_delimiter": "",
@@ -189,15 +175,29 @@ def _harness(
             ],
             "metadata": {"version": 1.0, "about": "share of held-out pairs whose chosen side is the likelier"},
         }
-        left += [data, folder / f"trueline_{slug}_preference.yaml"]
-        _dump(left[-1], task)
+        rows = [
+            {"prompt": tokenizer.render(p.prompt), "sides": [p.chosen, p.rejected], "id": p.prompt.id} for p in pairs
+        ]
+        left += _task(folder / f"{slug}_pairs.jsonl", rows, f"trueline_{slug}_preference", prefer)
     return left
 
 
-def _dump(path: Path, value: Mapping[str, Any]) -> None:
+def _task(data: Path, rows: Sequence[Mapping[str, Any]], name: str, task: Mapping[str, Any]) -> list[Path]:
+    """A task of the harness with its rows, each of which has a `prompt`."""
     import yaml
 
-    path.write_text(yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    data.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    whole = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data.resolve())}},
+        "test_split": "test",
+        "doc_to_text": "{{prompt}}",
+        **task,
+    }
+    config = data.with_name(f"{name}.yaml")
+    config.write_text(yaml.safe_dump(whole, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    return [data, config]
 
 
 # --- the hub -----------------------------------------------------------------------------------------------------

@@ -19,23 +19,16 @@ def closest_gates(cells: Iterable[Path]) -> list[dict[str, Any]]:
         file = cell / "gates.json"
         for gate in read_json(file)["gates"] if file.exists() else ():
             row = found.setdefault(gate["name"], gate | {"runs": 0, "failed": 0})
-            if _closeness(gate) > _closeness(row):
-                row |= {key: gate[key] for key in ("measured", "low", "high", "passed")}
+            if _distance(gate) > _distance(row):
+                row |= {key: gate[key] for key in ("measured", "low", "high", "passed", "distance")}
             row["runs"] += 1
             row["failed"] += not gate["passed"]
     return list(found.values())
 
 
-def _closeness(gate: Mapping[str, Any]) -> float:
-    """How near to failing, or how far beyond; an end that is null is open."""
-    measured, low, high = gate["measured"], gate["low"], gate["high"]
-    if measured is None:
-        return math.inf
-    if low is not None and high is not None:
-        return abs(measured - (low + high) / 2)
-    if low is not None:
-        return low - measured
-    return measured if high is None else measured - high
+def _distance(gate: Mapping[str, Any]) -> float:
+    """How near to failing the run found it; a figure that was not finite is the farthest beyond."""
+    return math.inf if gate["distance"] is None else gate["distance"]
 
 
 def measured(gate: Mapping[str, Any]) -> str:

@@ -38,6 +38,8 @@ class Gate:
         """How close to failing: the share of the way from the middle of the range to its end that is used up."""
         if not math.isfinite(self.measured):
             return math.inf
+        if math.isinf(self.high) and math.isinf(self.low):
+            return self.measured
         if math.isinf(self.high) or math.isinf(self.low):
             return self.low - self.measured if math.isinf(self.high) else self.measured - self.high
         return abs(self.measured - (self.low + self.high) / 2)
@@ -82,10 +84,10 @@ def _allowed(gate: Gate) -> str:
 
 def _written(gate: Gate) -> dict[str, Any]:
     """JSON has no infinities: an open end is null."""
-    row = asdict(gate) | {"passed": gate.passed}
+    row = asdict(gate) | {"passed": gate.passed, "distance": gate.distance}
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
 
 
 def _read(row: dict[str, Any]) -> dict[str, Any]:
     ends = {"low": -math.inf, "high": math.inf, "measured": math.nan}
-    return {k: ends[k] if v is None else v for k, v in row.items() if k != "passed"}
+    return {k: ends[k] if v is None else v for k, v in row.items() if k not in ("passed", "distance")}

@@ -33,7 +33,7 @@ from trueline.training.feedback import Feedback, reward_source
 from trueline.training.policies import Lent, load_policy, load_reward_model, load_start, save_critic, save_policy
 from trueline.training.policy_gradient import Also, UpdateSettings, groups_of, mean_metrics, minibatches, update_policy
 from trueline.training.preflight import reference_gate, slack
-from trueline.training.reading import RewardReader
+from trueline.training.reading import tokenizer_of
 from trueline.training.stage import Stage
 from trueline.training.step import learning_rate_at, make_optimizer, optimize
 
@@ -219,7 +219,7 @@ def _critic(config: Config, stage: Stage, policy: Decoder) -> ScalarModel:
         return stage.placed(ScalarModel(policy.config, bias=True, trunk=policy.trunk))
     if config.critic_from == "policy":
         return stage.placed(scalar_from(policy, bias=True))
-    if RewardReader(stage).is_foreign:
+    if tokenizer_of(stage) is not stage.tokenizer:
         raise InputError(
             "the reward model reads other tokens than the policy",
             where=str(stage.inputs["reward"] / "reward_model"),

@@ -15,7 +15,7 @@ from trueline.training.policies import load_reward_model
 from trueline.training.stage import Stage, batch_on
 from trueline.types import Prompt
 
-__all__ = ["RewardReader", "rendered"]
+__all__ = ["RewardReader", "rendered", "tokenizer_of"]
 
 
 class RewardReader:
@@ -26,9 +26,7 @@ class RewardReader:
         model, calibration = load_reward_model(stage, name)
         self.reward = LearnedReward(model, calibration, token_limit=2 * stage.limits.micro_tokens)
         self._stage = stage
-        folder = stage.inputs[name] / "reward_model"
-        own = ChatTokenizer.load(folder) if (folder / "tokenizer.json").is_file() else stage.tokenizer
-        self.tokenizer = stage.tokenizer if own.fingerprint == stage.tokenizer.fingerprint else own
+        self.tokenizer = tokenizer_of(stage, name)
 
     @property
     def is_foreign(self) -> bool:
@@ -57,6 +55,13 @@ class RewardReader:
     def standardized(self, rows: Rollout) -> Tensor:
         """Scores in units of the calibration, [B]; `rows` are of `rows` or `written`."""
         return self.reward.standardized(rows.tokens, rows.lengths, rows.prompt_lengths)
+
+
+def tokenizer_of(stage: Stage, name: str = "reward") -> ChatTokenizer:
+    """What the reward model of an input reads with: the study's own tokenizer itself where both encode alike."""
+    folder = stage.inputs[name] / "reward_model"
+    own = ChatTokenizer.load(folder) if (folder / "tokenizer.json").is_file() else stage.tokenizer
+    return stage.tokenizer if own.fingerprint == stage.tokenizer.fingerprint else own
 
 
 def rendered(
