@@ -88,6 +88,7 @@ EXTRA = {
     },
     "study/document.py": {"jinja2"},
     "study/page.py": {"jinja2"},
+    "study/origins.py": {"trueline.data"},
     "study/record.py": {"safetensors"},
     "study/settings.py": {"yaml"},
     "tasks/execution.py": {"trueline.sandbox"},

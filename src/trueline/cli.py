@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +15,7 @@ import typer
 from rich.console import Console
 
 from trueline.errors import InputError, TruelineError
+from trueline.runs import stopping
 
 __all__ = ["app", "main"]
 
@@ -69,11 +69,14 @@ _STOPPED = "stopped; what ran is kept. Go on with the same command:\n  "
 
 def main() -> None:
     """Run the program; errors of the user's input end in one line and exit code 2."""
-    signal.signal(signal.SIGTERM, _terminate)
+    stopping.in_program(_kill_children)
     try:
         code = app(standalone_mode=False)
     except TruelineError as error:
         _fail(str(error), error.exit_code)
+    except stopping.Stopped as stop:
+        _kill_children()
+        _fail(_STOPPED + _command(), stop.exit_code)
     except KeyboardInterrupt:
         _fail(_STOPPED + _command(), 130)
     except Exception as error:  # typer's own usage errors carry their message and code
@@ -83,17 +86,13 @@ def main() -> None:
             sys.exit(getattr(error, "exit_code", 130))
         raise
     else:
-        if code == 130:  # typer catches Ctrl-C itself and hands its exit code back
-            _fail(_STOPPED + _command(), 130)
         if isinstance(code, int):
             sys.exit(code)
 
 
-def _terminate(number: int, frame: Any) -> None:
-    print("trueline: " + _STOPPED + _command(), file=sys.stderr)
+def _kill_children() -> None:
     for process in _children():
         process.kill()
-    os._exit(143)
 
 
 def _children() -> list:

@@ -107,7 +107,7 @@ def test_a_crash_while_writing_leaves_the_old_file(cell, monkeypatch) -> None:
     monkeypatch.setattr(os, "replace", lambda a, b: (_ for _ in ()).throw(OSError("killed")))
     for write, value in ((write_json, {"method": "ppo"}), (write_jsonl, [{"a": 2}])):
         for name in ("config.json", "pairs.jsonl"):
-            with pytest.raises(OSError, match="killed"):
+            with pytest.raises(RunError, match="killed"):
                 write(cell / name, value)
     monkeypatch.undo()
     assert read_json(cell / "config.json")["method"] == "dpo"

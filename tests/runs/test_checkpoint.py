@@ -194,12 +194,12 @@ def test_policies_stay_and_the_state_of_the_newest_two(saved) -> None:
         restore(saved, 2, run.registry)
 
 
-@pytest.mark.parametrize("call", ["save_file", "_sync", "_sha256"])
+@pytest.mark.parametrize("call", ["save_file", "sync", "_sha256"])
 def test_a_crash_while_saving_leaves_the_older_ones_whole(saved, monkeypatch, call) -> None:
     before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
     monkeypatch.setattr(checkpoint, call, lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
     run = Run()
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(RunError, match="disk full.*bytes needed"):
         save(saved, 8, run.registry)
     monkeypatch.undo()
     assert all(path.read_bytes() == data for path, data in before.items())
@@ -210,8 +210,8 @@ def test_a_crash_while_saving_leaves_the_older_ones_whole(saved, monkeypatch, ca
 
 def test_a_crash_before_the_older_state_was_dropped(saved, monkeypatch) -> None:
     """The rename is the moment that counts: a checkpoint that is in place is resumed from, whatever was not cleaned."""
-    monkeypatch.setattr(Path, "unlink", lambda *a, **k: (_ for _ in ()).throw(OSError("killed")))
-    with pytest.raises(OSError, match="killed"):
+    monkeypatch.setattr(Path, "unlink", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
         save(saved, 8, Run().registry)
     monkeypatch.undo()
     assert latest_step(saved) == 8
@@ -259,10 +259,10 @@ def test_there_is_no_pickle(saved) -> None:
 
 def test_the_files_are_synced_before_the_rename(tmp_path, monkeypatch) -> None:
     events: list[str] = []
-    sync, replace = checkpoint._sync, os.replace
-    monkeypatch.setattr(checkpoint, "_sync", lambda path: events.append(path.name) or sync(path))
+    sync, replace = checkpoint.sync, os.replace
+    monkeypatch.setattr(checkpoint, "sync", lambda path: events.append(path.name) or sync(path))
     monkeypatch.setattr(os, "replace", lambda a, b: events.append("rename") or replace(a, b))
     save(tmp_path, 3, Run().registry)
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]
-    assert set(FILES) | {".tmp-step-00000003"} == set(before)
+    assert set(FILES) | {".tmp-step-00000003"} <= set(before)
     assert after == [tmp_path.name]

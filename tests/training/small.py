@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ SMALL = {
     "prompts": 6, "pairs": 8, "shown": 2,
 }  # fmt: skip
 STEPS = 4
+CLOCKS = ("timings.jsonl", "clock.json")
 TRAINED = sorted(method for method, module in pages().items() if "learning_rate" in module.Config.model_fields)
 
 
@@ -47,29 +47,13 @@ def rows(cell: Path, name: str = "metrics") -> list[dict[str, Any]]:
 
 def cost(cell: Path) -> dict[str, Any]:
     """What the cell spent, without clock and memory."""
-    own = read_json(cell / "cost.json")["own"]
-    return {key: value for key, value in own.items() if key not in ("seconds", "peak_memory_bytes")}
+    return read_json(cell / "cost.json")["own"]
 
 
 def contents(cell: Path) -> dict[str, str]:
-    """The digest of every file of a cell by its name; clocks and memory figures are left out, and what digests them."""
-    found = {}
-    for path in _files(cell):
-        data = path.read_bytes()
-        if path.name == "state.json":
-            held = json.loads(data)
-            del held["meter"]["seconds"]
-            data = json.dumps(held).encode()
-        if path.name == "cost.json":
-            held = json.loads(data)
-            for part in held.values():
-                del part["seconds"], part["peak_memory_bytes"]
-            data = json.dumps(held).encode()
-        found[str(path.relative_to(cell))] = hashlib.sha256(data).hexdigest()
-    return found
-
-
-def _files(cell: Path) -> Iterator[Path]:
-    for path in sorted(cell.rglob("*")):
-        if path.is_file() and path.name not in ("timings.jsonl", "MANIFEST.json"):
-            yield path
+    """The digest of every file of a cell by its name; clocks are left out, and nothing else."""
+    return {
+        str(path.relative_to(cell)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(cell.rglob("*"))
+        if path.is_file() and path.name not in CLOCKS
+    }

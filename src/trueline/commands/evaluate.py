@@ -16,7 +16,10 @@ from trueline.commands.screen import show_arms, show_over_prompts
 from trueline.data.chat import ChatTokenizer
 from trueline.errors import InputError
 from trueline.runs.cell import Cell, read_json, write_json
+from trueline.runs.costs import write_costs
+from trueline.runs.meter import Cost
 from trueline.study.design import nodes_of_checkpoints
+from trueline.study.origins import folder_digest
 from trueline.study.record import claim, complete, identity_of, manifest_of_checkpoints
 from trueline.study.report import build
 from trueline.tasks.registry import is_embedded
@@ -43,27 +46,27 @@ def evaluate_folders(
         for folder in given:
             check_checkpoint(name, folder, sections)
     pairs = _given_pairs(task, sections["data"])
-    digests = {name: [_digest(folder) for folder in given] for name, given in found.items()}
+    digests = {name: [folder_digest(folder) for folder in given] for name, given in found.items()}
     sections = dict(sections) | {"model": sections["model"].model_copy(update={"path": str(found["sft"][0])})}
     identity = identity_of(task.name, sections, {**task.describe(), "checkpoints": digests})
-    claim(directory, identity, command)
-    keys, adopted = _adopt(directory, found, digests)
-    shared = _shared(task, sections, directory, found, digests, adopted)
-    if pairs:
-        adopted["given-pairs"], shared["pairs"] = _pairs_cell(directory, pairs), "given-pairs"
-    nodes = nodes_of_checkpoints(design_of(task, sections), keys, shared)
-    cells = execute(task, sections, directory, nodes, console, named=None, adopted=adopted)
-    notes = _refusals(nodes, cells)
-    manifest = manifest_of_checkpoints(task, sections, identity, command, found, nodes, cells, notes)
-    complete(directory, manifest, nodes, cells)
-    report = build(directory)
-    console.print()
-    show_arms(console, report)
-    show_over_prompts(console, report)
-    for note in notes:
-        console.print(f"note: {note}", markup=False)
-    console.print(f"\n{report['verdict']['text']}\nReport: {directory / 'report.html'}", markup=False)
-    return report
+    with claim(directory, identity, command):
+        keys, adopted = _adopt(directory, found, digests)
+        shared = _shared(task, sections, directory, found, digests, adopted)
+        if pairs:
+            adopted["given-pairs"], shared["pairs"] = _pairs_cell(directory, pairs), "given-pairs"
+        nodes = nodes_of_checkpoints(design_of(task, sections), keys, shared)
+        cells = execute(task, sections, directory, nodes, console, named=None, adopted=adopted)
+        notes = _refusals(nodes, cells)
+        manifest = manifest_of_checkpoints(task, sections, identity, command, found, nodes, cells, notes)
+        complete(directory, manifest, nodes, cells)
+        report = build(directory)
+        console.print()
+        show_arms(console, report)
+        show_over_prompts(console, report)
+        for note in notes:
+            console.print(f"note: {note}", markup=False)
+        console.print(f"\n{report['verdict']['text']}\nReport: {directory / 'report.html'}", markup=False)
+        return report
 
 
 def limits_of(target: str, given: Sequence[str]) -> list[str]:
@@ -104,16 +107,6 @@ def _check_names(found: Mapping[str, list[Path]]) -> None:
         raise InputError(wrong[0], where="command line", field="NAME=FOLDER", remedy=wrong[1])
 
 
-def _digest(folder: Path) -> str:
-    """Of everything that a measurement reads: configuration, tokenizer and weights."""
-    whole = hashlib.sha256()
-    for path in sorted(folder.glob("*")):
-        if path.is_file() and path.suffix in (".json", ".jinja", ".safetensors"):
-            with open(path, "rb") as file:
-                whole.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return whole.hexdigest()[:16]
-
-
 def _adopt(
     directory: Path, found: Mapping[str, list[Path]], digests: Mapping[str, list[str]]
 ) -> tuple[dict[str, list[str]], dict[str, Path]]:
@@ -142,7 +135,7 @@ def _stand_in(directory: Path, folder: Path, digest: str, kind: str) -> Path:
         link = inner / path.name
         if path.is_file() and not link.exists():
             link.symlink_to(path.resolve())
-    write_json(cell.directory / "cost.json", {"own": {}})
+    write_costs(cell.directory, {"own": Cost()})
     cell.finish(method="given")
     return cell.directory
 

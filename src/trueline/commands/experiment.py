@@ -43,9 +43,9 @@ def run_rows(
     task.demonstrations(seeds[0])  # raises where a file has nothing to imitate
     asked = [[r.name, r.arm, r.changes, r.base, *([r.base_changes] if r.base_changes else [])] for r in rows]
     described = task.describe() | {"experiment": kind, "rows": asked}
-    claim(directory, identity_of(task.name, sections, described), command)
-    plan = plan_rows(design_of(task, sections), rows, seeds)
-    cells = execute(task, sections, directory, list(plan.nodes), console, named=None)
-    facts = {"kind": kind, "task": task.name, "seeds": list(seeds), "command": command, "versions": versions()}
-    write_rows(directory, plan, cells, facts)
-    return read_rows(directory)
+    with claim(directory, identity_of(task.name, sections, described), command):
+        plan = plan_rows(design_of(task, sections), rows, seeds)
+        cells = execute(task, sections, directory, list(plan.nodes), console, named=None)
+        facts = {"kind": kind, "task": task.name, "seeds": list(seeds), "command": command, "versions": versions()}
+        write_rows(directory, plan, cells, facts)
+        return read_rows(directory)

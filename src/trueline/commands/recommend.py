@@ -42,37 +42,39 @@ def train_recommended(
     name, sections, task = resolve(report["task"], [*_given(manifest), *everything, *overrides], False)
     share = _selected_share(study_directory, chosen)
     identity = identity_of(name, sections, {**task.describe(), "train": chosen})
-    claim(out, identity, command)
-    seed = sections["study"].seeds[0]
-    nodes = nodes_of_stage(design_of(task, sections), chosen, seed)
-    console.print(
-        f"training {chosen}, stopping at {100 * share:.0f}% of its planned steps, "
-        "where the study's selected checkpoints lay"
-    )
-    cells = execute(task, sections, out, nodes, console, named=chosen, share=share)
-    stage_index(out, nodes, cells)
-    by_arm = {node.arm: cells[node.key] for node in nodes}
-    target = by_arm[chosen]
-    for source, folder in ((target, "model"), (target, "critic"), (by_arm.get("reward"), "reward_model")):
-        if source is not None and (source / folder).is_dir():
-            shutil.rmtree(out / folder, ignore_errors=True)
-            shutil.copytree(source / folder, out / folder)
-    left = out / "model"
-    if is_adapter(left):
-        left = _merge(left, out / "merged")
-    write_json(
-        out / "recommendation.json",
-        {"arm": chosen, "share": share, "report": str(report_path), "verdict": report["verdict"]},
-    )
-    base = sections["model"].path
-    write_cards(out, read_about(out, chosen, target, report, manifest, task, command, base))
-    held_out = [] if everything else read_pairs(by_arm["pairs"]).selection if "pairs" in by_arm else []
-    policies = {chosen: out / "model", "sft": by_arm["sft"] / "model"} if "sft" in by_arm else {chosen: out / "model"}
-    files = write_evaluation_files(out, task, sections, policies, held_out)
-    console.print(f"for other evaluations: {files[0].parent} ({len(files)} files)", markup=False)
-    if to:
-        console.print(f"on the hub: {push(out, to)}", markup=False)
-    console.print(f"{chosen}: {left} (loads with transformers' AutoModelForCausalLM)", markup=False)
+    with claim(out, identity, command):
+        seed = sections["study"].seeds[0]
+        nodes = nodes_of_stage(design_of(task, sections), chosen, seed)
+        console.print(
+            f"training {chosen}, stopping at {100 * share:.0f}% of its planned steps, "
+            "where the study's selected checkpoints lay"
+        )
+        cells = execute(task, sections, out, nodes, console, named=chosen, share=share)
+        stage_index(out, nodes, cells)
+        by_arm = {node.arm: cells[node.key] for node in nodes}
+        target = by_arm[chosen]
+        for source, folder in ((target, "model"), (target, "critic"), (by_arm.get("reward"), "reward_model")):
+            if source is not None and (source / folder).is_dir():
+                shutil.rmtree(out / folder, ignore_errors=True)
+                shutil.copytree(source / folder, out / folder)
+        left = out / "model"
+        if is_adapter(left):
+            left = _merge(left, out / "merged")
+        write_json(
+            out / "recommendation.json",
+            {"arm": chosen, "share": share, "report": str(report_path), "verdict": report["verdict"]},
+        )
+        base = sections["model"].path
+        write_cards(out, read_about(out, chosen, target, report, manifest, task, command, base))
+        held_out = [] if everything else read_pairs(by_arm["pairs"]).selection if "pairs" in by_arm else []
+        policies = (
+            {chosen: out / "model", "sft": by_arm["sft"] / "model"} if "sft" in by_arm else {chosen: out / "model"}
+        )
+        files = write_evaluation_files(out, task, sections, policies, held_out)
+        console.print(f"for other evaluations: {files[0].parent} ({len(files)} files)", markup=False)
+        if to:
+            console.print(f"on the hub: {push(out, to)}", markup=False)
+        console.print(f"{chosen}: {left} (loads with transformers' AutoModelForCausalLM)", markup=False)
 
 
 def _merge(adapter: Path, folder: Path) -> Path:

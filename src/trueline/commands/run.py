@@ -34,25 +34,25 @@ def run_study(
     """Run every cell that is not there yet, judge, write the report, show the last screen; returns report.json."""
     task.demonstrations(sections["study"].seeds[0])  # raises where a file has nothing to imitate
     identity = identity_of(task.name, sections, task.describe())
-    claim(directory, identity, command)
-    worlds = variants(sections["study"], sections["world"])
-    began = time.perf_counter()
-    design, tuning = _tune(task, design_of(task, sections), directory, console)
-    nodes = nodes_of_study(design)
-    cells = execute(task, sections, directory, nodes, console, named=None)
-    manifest = manifest_of(task, design.sections, identity, command, worlds, nodes, cells)
-    complete(directory, manifest | {"tuning": tuning}, nodes, cells)
-    if tuning:
-        chosen_settings(directory / "chosen.yaml", task.name, tuning, command)
-    report = build(directory)
-    console.print()
-    show_arms(console, report)
-    console.print()
-    console.print(report["verdict"]["text"], markup=False)
-    console.print(f"\n{time.perf_counter() - began:.0f} s. Report: {directory / 'report.html'}", markup=False)
-    console.print(f"The same on your own data: {report['own_data_command']}", markup=False)
-    console.print(f"Train what it recommends:  trueline train {directory / 'report.json'} -o DIR", markup=False)
-    return report
+    with claim(directory, identity, command):
+        worlds = variants(sections["study"], sections["world"])
+        began = time.perf_counter()
+        design, tuning = _tune(task, design_of(task, sections), directory, console)
+        nodes = nodes_of_study(design)
+        cells = execute(task, sections, directory, nodes, console, named=None)
+        manifest = manifest_of(task, design.sections, identity, command, worlds, nodes, cells)
+        complete(directory, manifest | {"tuning": tuning}, nodes, cells)
+        if tuning:
+            chosen_settings(directory / "chosen.yaml", task.name, tuning, command)
+        report = build(directory)
+        console.print()
+        show_arms(console, report)
+        console.print()
+        console.print(report["verdict"]["text"], markup=False)
+        console.print(f"\n{time.perf_counter() - began:.0f} s. Report: {directory / 'report.html'}", markup=False)
+        console.print(f"The same on your own data: {report['own_data_command']}", markup=False)
+        console.print(f"Train what it recommends:  trueline train {directory / 'report.json'} -o DIR", markup=False)
+        return report
 
 
 def _tune(task: Task, design: Design, directory: Path, console: Console) -> tuple[Design, dict[str, Any]]:
@@ -93,17 +93,18 @@ def run_stage(
     """Train one stage at each seed, with the stages before it where their cells are not there yet."""
     task.demonstrations(sections["study"].seeds[0])  # raises where a file has nothing to imitate
     identity = identity_of(task.name, sections, {**task.describe(), "stage": stage})
-    claim(directory, identity, command)
-    nodes = [n for seed in sections["study"].seeds for n in nodes_of_stage(design_of(task, sections), stage, seed)]
-    cells = execute(task, sections, directory, nodes, console, named=stage)
-    stage_index(directory, nodes, cells)
-    for node in nodes:
-        if node.arm == stage:
-            done = read_json(cells[node.key] / "done.json")
-            console.print(
-                f"seed {node.seed}: {done['steps']} steps, {done['flops']:.3g} FLOP, {cells[node.key]}", markup=False
-            )
-    return cells
+    with claim(directory, identity, command):
+        nodes = [n for seed in sections["study"].seeds for n in nodes_of_stage(design_of(task, sections), stage, seed)]
+        cells = execute(task, sections, directory, nodes, console, named=stage)
+        stage_index(directory, nodes, cells)
+        for node in nodes:
+            if node.arm == stage:
+                done = read_json(cells[node.key] / "done.json")
+                console.print(
+                    f"seed {node.seed}: {done['steps']} steps, {done['flops']:.3g} FLOP, {cells[node.key]}",
+                    markup=False,
+                )
+        return cells
 
 
 def execute(

@@ -10,20 +10,36 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trueline.errors import RunError
+from trueline.runs.durable import explained, sync
 
-__all__ = ["ModuleState", "OptimizerState", "Stateful", "latest_step", "read_policy", "restore", "save", "steps"]
+__all__ = [
+    "Found",
+    "ModuleState",
+    "OptimizerState",
+    "Stateful",
+    "latest_step",
+    "newest",
+    "read_policy",
+    "restore",
+    "save",
+    "steps",
+]
 
 State = tuple[Mapping[str, Tensor], Mapping[str, Any]]
-FORMAT = 1
+FORMAT = 2
 FILES = {"policy.safetensors", "state.safetensors", "state.json"}
 KEPT = 2  # checkpoints that can be resumed from; of older ones the policy alone stays
 
@@ -68,32 +84,55 @@ class OptimizerState:
 
 
 def save(folder: Path, step: int, registry: Mapping[str, Stateful]) -> Path:
-    """Write the checkpoint of `step` and drop the training state (not the policy) of all but it and the one before."""
-    target = folder / f"step-{step:08d}"
-    temporary = folder / f".tmp-step-{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    """Write the checkpoint of `step` and drop the training state (not the policy) of all but it and the one before.
+
+    Raises RunError, with the older checkpoints as they were, where it cannot be written.
+    """
     policy, tensors, plain = {}, {}, {}
     for name, item in registry.items():
         held, values = item.state()
         for key, tensor in held.items():
             (policy if name == "policy" else tensors)[f"{name}/{key}"] = tensor.detach().cpu().contiguous().clone()
         plain[name] = values
-    save_file(policy, temporary / "policy.safetensors")
-    save_file(tensors, temporary / "state.safetensors")
-    (temporary / "state.json").write_text(json.dumps(plain))
-    files = {path.name: _sha256(path) for path in sorted(temporary.iterdir())}
-    manifest = {"format": FORMAT, "step": step, "files": files}
-    (temporary / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
-    for path in temporary.iterdir():
-        _sync(path)
-    _sync(temporary)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(temporary, target)
-    _sync(folder)
+    target, temporary = folder / f"step-{step:08d}", folder / f".tmp-step-{step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        _write(temporary, step, policy, tensors, plain)
+        if target.exists():  # damaged, or the run was begun again from before
+            shutil.rmtree(target)
+        os.replace(temporary, target)
+        sync(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        needed = sum(t.nbytes for t in (*policy.values(), *tensors.values()))
+        raise explained(_as_os_error(error), target, needed) from error
     for older in [s for s in steps(folder) if s <= step][:-KEPT]:
-        (folder / f"step-{older:08d}" / "state.safetensors").unlink(missing_ok=True)
+        with suppress(OSError):  # the next save tries again
+            (folder / f"step-{older:08d}" / "state.safetensors").unlink(missing_ok=True)
     return target
+
+
+def _write(folder: Path, step: int, policy: Mapping, tensors: Mapping, plain: Mapping) -> None:
+    folder.mkdir(parents=True)
+    sync(folder.parent.parent)  # the entry of `checkpoints/` itself
+    save_file(policy, folder / "policy.safetensors")
+    save_file(tensors, folder / "state.safetensors")
+    (folder / "state.json").write_text(json.dumps(plain))
+    files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
+    manifest = {"format": FORMAT, "step": step, "files": files}
+    manifest["seal"] = _seal(manifest)
+    (folder / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
+    for path in folder.iterdir():
+        sync(path)
+    sync(folder)
+
+
+def _as_os_error(error: OSError | SafetensorError) -> OSError:
+    """The tensors' library tells of a full disk in words of its own."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"os error (\d+)", str(error))
+    return OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))
 
 
 def steps(folder: Path) -> list[int]:
@@ -101,12 +140,36 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-" + 8 * "[0-9]"))
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a run goes on from: a checkpoint's folder and step (None where there is none), and those that are damaged
+    and newer, in words."""
+
+    folder: Path | None
+    step: int
+    damaged: tuple[str, ...]
+
+
+def newest(*folders: Path) -> Found:
+    """The newest checkpoint in any of the folders that is whole and can be resumed from.
+
+    Raises RunError where one was written in another format: to leave it out would begin anew without a word.
+    """
+    damaged = []
+    for step, folder in sorted(((step, place) for place in folders for step in steps(place)), reverse=True):
+        path = folder / f"step-{step:08d}"
+        damage = _damage(folder, step)
+        if damage:
+            damaged.append(f"{path}: {damage}")
+        elif (path / "state.safetensors").is_file():
+            return Found(folder, step, tuple(damaged))
+    return Found(None, 0, tuple(damaged))
+
+
 def latest_step(folder: Path) -> int | None:
-    """The newest step whose checkpoint is whole and can be resumed from; None where there is none."""
-    for step in reversed(steps(folder)):
-        if (folder / f"step-{step:08d}" / "state.safetensors").is_file() and not _damage(folder, step):
-            return step
-    return None
+    """The newest step of one folder whose checkpoint is whole and can be resumed from; None where there is none."""
+    found = newest(folder)
+    return None if found.folder is None else found.step
 
 
 def restore(folder: Path, step: int, registry: Mapping[str, Stateful]) -> None:
@@ -141,8 +204,16 @@ def _damage(folder: Path, step: int) -> str:
         manifest = json.loads((path / "MANIFEST.json").read_text())
     except (OSError, ValueError) as error:
         return f"no readable manifest ({error})"
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        return f"the manifest is not of format {FORMAT}, which this version reads"
+    if not isinstance(manifest, dict):
+        return "the manifest is no object"
+    written = manifest.get("format")
+    if manifest.get("seal") != _seal(manifest) and written != 1:  # the first format had none
+        return "the manifest is damaged"
+    if written != FORMAT:
+        raise RunError(
+            f"{path}: a checkpoint of format {written}; this version reads {FORMAT}: go on with the version that wrote "
+            "it, or start in a fresh directory"
+        )
     if manifest.get("step") != step or set(manifest.get("files", ())) != FILES:
         return "the manifest is not this step's"
     for name, expected in manifest["files"].items():
@@ -154,13 +225,12 @@ def _damage(folder: Path, step: int) -> str:
     return ""
 
 
+def _seal(manifest: Mapping[str, Any]) -> str:
+    """Of all that a manifest says: a flipped bit in it is no other format and no other file."""
+    said = json.dumps({key: value for key, value in manifest.items() if key != "seal"}, sort_keys=True)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,7 +12,10 @@ import sys
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-__all__ = ["COST_KEYS", "BudgetMeter", "Cost"]
+__all__ = ["CLOCKS", "COST_KEYS", "BudgetMeter", "Cost"]
+
+CLOCKS = ("seconds", "peak_memory_bytes")
+"""Costs that differ between two equal runs."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ class BudgetMeter:
         )
 
     def state(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Everything but the peak, which is the process's own."""
-        names = ("flops", "sampled_tokens", "trained_tokens", "reward_calls", "labels", "prompts", "seconds")
+        """Every count. The clock is no part of what a run computes: its log keeps it."""
+        names = ("flops", "sampled_tokens", "trained_tokens", "reward_calls", "labels", "prompts")
         return {}, {name: getattr(self, name) for name in names}
 
     def load(self, state: tuple[dict[str, Any], dict[str, Any]]) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,10 +25,12 @@ from trueline.models.adapters import LoraSettings
 from trueline.models.checkpoints import read_config, shape_from
 from trueline.models.decoder import Precision
 from trueline.models.precision import choose_precision
+from trueline.runs import stopping
 from trueline.runs.cell import Cell, read_json, write_json
 from trueline.runs.store import neighbours, take_over
 from trueline.runs.trackers import Trackers
 from trueline.study.design import Node
+from trueline.study.origins import folder_digest, origins, origins_of
 from trueline.tasks.execution import share_verdicts
 from trueline.tasks.registry import make_task
 from trueline.tasks.task import Task
@@ -35,7 +39,8 @@ from trueline.training.stage import Limits, Progress, Stage
 
 __all__ = ["Executor", "prepare_base"]
 
-_BASE_VERSION = 3
+_BASE_VERSION = 4
+_MOST_DEATHS = 3
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,7 @@ def prepare_base(directory: Path, task: Task, sections: Mapping[str, Any]) -> Pa
         "task": task.name,
         "texts": "" if source else digest(task.texts()),  # what a tokenizer would be trained on
         "model": model.model_dump(mode="json"),
+        "origin": folder_digest(source) if source else "",
     }
     folder = directory / "cells" / f"base-{digest(described)}"
     if (folder / "shape.json").exists():
@@ -126,6 +132,7 @@ class Executor:
         self.share_of_steps = 1.0
         train, shape = sections["train"], shape_from(read_json(self.base / "shape.json"))
         self.precision = choose_precision(train.precision, shape, _device(train.device))
+        self.origins = origins(origins_of(sections))
 
     def identity(
         self, node: Node, inputs: Mapping[str, str], budget: float | None, max_steps: int | None
@@ -141,6 +148,7 @@ class Executor:
             "world": to_plain({"world": node.world})["world"],
             "data": to_plain({"data": self.sections["data"]})["data"],
             "base": self.base.name,
+            "origins": self.origins,
             "max_prompt_tokens": model.max_prompt_tokens,
             "max_new_tokens": model.max_new_tokens,
             "snapshots": node.sections.get("train", self.sections["train"]).snapshots,
@@ -175,54 +183,83 @@ class Executor:
     def run(self, nodes: Sequence[Node], *, named: str | None = None, share: float = 1.0) -> dict[str, Path]:
         """Run every node that has no finished cell; returns the cell of each.
 
-        `train.max_steps`, and `share` of the planned steps, limit the stage `named` alone.
+        `train.max_steps`, and `share` of the planned steps, limit the stage `named` alone. A worker process that dies
+        is replaced and its cell goes on from its checkpoint; the third death without a finished cell in between ends
+        the run (RunError). A stop (`runs.stopping`) lets running steps be saved first.
         """
         self.named, self.share_of_steps = named, share
         waiting = {node.key: node for node in nodes}
+        deaths = 0
+        while waiting:
+            crew = _Crew(self.workers())
+            try:
+                finished = self._work(crew, waiting)
+            except BaseException as error:
+                if isinstance(error, stopping.Stopped | KeyboardInterrupt):
+                    crew.wind_down()
+                crew.kill()
+                raise
+            deaths = 1 if finished else deaths + 1
+            if not waiting:
+                crew.close()
+                break
+            crew.kill()
+            self._mourn(deaths)
+        return self.cells
+
+    def _work(self, crew: _Crew, waiting: dict[str, Node]) -> int:
+        """Run what waits until nothing does, or a worker died; returns how many cells were finished.
+
+        What did not come to its end is in `waiting` again.
+        """
         started: dict[Future, Node] = {}
         making: set[str] = set()
-        context = get_context("spawn")
-        channel = context.Queue()
-        pool = ProcessPoolExecutor(
-            self.workers(), mp_context=context, initializer=_start_worker, initargs=(channel, os.getpid())
-        )
-        try:
-            while waiting or started:
-                for node in [n for n in waiting.values() if self._ready(n)]:
-                    if node.twin and node.twin in waiting | {n.key: n for n in started.values()}:
-                        continue  # the same run may be about to be finished with a larger share
-                    job = self._job(node)
-                    if job is not None and job.directory in making:
-                        continue  # another node is that very run
-                    del waiting[node.key]
-                    if job is not None:
-                        making.add(job.directory)
-                        with _interrupts_held():
-                            started[pool.submit(_run_job, job)] = node
-                        self.report(node.key, Progress(job.directory, node.page, 0, 0, note="queued"))
-                self._drain(channel)
-                if started:
-                    done, _ = wait(started, timeout=0.2, return_when=FIRST_COMPLETED)
-                    for future in done:
-                        node = started.pop(future)
+        finished = 0
+        while waiting or started:
+            for node in [n for n in waiting.values() if self._ready(n)]:
+                if node.twin and node.twin in waiting | {n.key: n for n in started.values()}:
+                    continue  # the same run may be about to be finished with a larger share
+                job = self._job(node)
+                if job is not None and job.directory in making:
+                    continue  # another node is that very run
+                del waiting[node.key]
+                if job is None:
+                    continue
+                making.add(job.directory)
+                future = crew.submit(job)
+                if future is None:
+                    waiting |= {n.key: n for n in (node, *started.values())}
+                    return finished
+                started[future] = node
+                self.report(node.key, Progress(job.directory, node.page, 0, 0, note="queued"))
+            self._drain(crew.channel)
+            if started:
+                done, _ = wait(started, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in done:
+                    node = started[future]
+                    try:
                         future.result()
-                        making.discard(str(self.cells[node.key]))
-                        self.report(node.key, Progress("", node.page, 1, 1, note="done"))
-                elif waiting and not any(self._ready(n) for n in waiting.values()):
-                    raise RunError(f"no node can run: {', '.join(waiting)}; this is a fault of the design")
-            self._drain(channel)
-        except BaseException as error:
-            _stop(pool)
-            if isinstance(error, BrokenProcessPool):
-                raise RunError(
-                    "a worker process died, most likely for want of memory; what is finished is kept: "
-                    "run the same command again, with train.workers=1 if it happens again"
-                ) from None
-            raise
-        pool.shutdown()
-        channel.close()
-        channel.cancel_join_thread()
-        return self.cells
+                    except BrokenProcessPool:
+                        waiting |= {n.key: n for n in started.values()}
+                        return finished
+                    del started[future]
+                    making.discard(str(self.cells[node.key]))
+                    finished += 1
+                    self.report(node.key, Progress("", node.page, 1, 1, note="done"))
+            elif waiting and not any(self._ready(n) for n in waiting.values()):
+                raise RunError(f"no node can run: {', '.join(waiting)}; this is a fault of the design")
+        self._drain(crew.channel)
+        return finished
+
+    def _mourn(self, deaths: int) -> None:
+        """Write down that a worker died; raise where that does not end."""
+        with open(self.directory / "incidents.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps({"what": "a worker process died", "in_a_row": deaths}) + "\n")
+        if deaths >= _MOST_DEATHS:
+            raise RunError(
+                f"worker processes died {deaths} times without finishing a cell, most likely for want of memory; what "
+                "is finished is kept: run the same command again, with train.workers=1 or a smaller train.micro_tokens"
+            )
 
     def _ready(self, node: Node) -> bool:
         return all(key in self.cells and self._finished(self.cells[key]) for key in node.inputs.values())
@@ -305,18 +342,57 @@ class Executor:
             self.report(key, progress)
 
 
-def _stop(pool: ProcessPoolExecutor) -> None:
-    """Kill the workers and wait for the thread that manages them.
+class _Crew:
+    """The worker processes, and the channel on which they tell their progress."""
 
-    Left alone, that thread closes its pipe while the interpreter's own exit still writes to it, now and then: a
-    traceback after the last word. With its processes gone it ends at once.
-    """
-    manager = pool._executor_manager_thread
-    for process in list((pool._processes or {}).values()):
-        process.kill()
-    pool.shutdown(wait=False, cancel_futures=True)
-    if manager is not None:
-        manager.join(timeout=10)
+    def __init__(self, count: int) -> None:
+        context = get_context("spawn")
+        self.channel = context.Queue()
+        self._pool = ProcessPoolExecutor(
+            count, mp_context=context, initializer=_start_worker, initargs=(self.channel, os.getpid())
+        )
+
+    def submit(self, job: Job) -> Future | None:
+        """The job's future; None where a worker has died meanwhile."""
+        try:
+            with _interrupts_held():
+                return self._pool.submit(_run_job, job)
+        except BrokenProcessPool:
+            return None
+
+    def wind_down(self) -> None:
+        """Tell the workers to stop, and give them time to save the step they are at."""
+        processes = list((self._pool._processes or {}).values())
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
+        end = time.monotonic() + stopping.PATIENCE - 1.0
+        while time.monotonic() < end and any(process.is_alive() for process in processes):
+            time.sleep(0.02)
+            try:  # a worker that waits for its words to be read cannot end
+                while True:
+                    self.channel.get_nowait()
+            except queue.Empty:
+                pass
+
+    def kill(self) -> None:
+        """Kill the workers and wait for the thread that manages them.
+
+        Left alone, that thread closes its pipe while the interpreter's own exit still writes to it, now and then: a
+        traceback after the last word. With its processes gone it ends at once.
+        """
+        manager = self._pool._executor_manager_thread
+        for process in list((self._pool._processes or {}).values()):
+            process.kill()
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        if manager is not None:
+            manager.join(timeout=10)
+
+    def close(self) -> None:
+        """End the workers, whose work is done."""
+        self._pool.shutdown()
+        self.channel.close()
+        self.channel.cancel_join_thread()
 
 
 @contextmanager
@@ -339,7 +415,7 @@ _CHANNEL: Any = None
 def _start_worker(channel: Any, parent: int) -> None:
     global _CHANNEL
     _CHANNEL = channel
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means
+    stopping.in_worker()
     _die_with(parent)
     import torch
 
@@ -418,9 +494,15 @@ def _run_job(job: Job) -> None:
     )
     config = node.config if isinstance(node.config, Section) else page(node.page).Config(**(node.config or {}))
     before = stage.task.machinery()
-    page(node.page).train(config, stage)
+    with stopping.saves_itself() if _saves_itself(node.page) else nullcontext():
+        page(node.page).train(config, stage)
     if before:
         write_json(cell / "machinery.json", _since(before, stage.task.machinery()))
+
+
+def _saves_itself(method: str) -> bool:
+    """Whether a page takes optimiser steps, and so comes to their ends; what is not saved on the way is made anew."""
+    return "learning_rate" in page(method).Config.model_fields
 
 
 def _since(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:

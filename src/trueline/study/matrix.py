@@ -258,7 +258,7 @@ def _variant(directory: Path, manifest: Manifest, spec: Mapping[str, Any], addre
 def read_cell(cells: Path, arm: str, seed: int, address: str) -> Cell:
     """The evaluated cell at an address, called `arm`. InputError where a file is missing or of another schema."""
     folder = cells / address
-    evaluation, cost = _json(folder / "evaluation.json"), _json(folder / "cost.json")
+    evaluation, cost, clock = (_json(folder / f"{name}.json") for name in ("evaluation", "cost", "clock"))
     try:
         return Cell(
             arm=arm,
@@ -269,8 +269,8 @@ def read_cell(cells: Path, arm: str, seed: int, address: str) -> Cell:
             figures=evaluation["figures"],
             scores=_scores(_rows(folder / "scores.jsonl")),
             samples=tuple(_rows(folder / "samples.jsonl")),
-            own=cost["own"],
-            charged=cost["charged"],
+            own=cost["own"] | clock["own"],
+            charged=cost["charged"] | clock["charged"],
             collapsed=bool(evaluation["collapsed"]),
             analytic_kl=evaluation.get("analytic_kl"),
         )

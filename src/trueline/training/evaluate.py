@@ -15,6 +15,7 @@ from trueline.evaluation.measure import Instruments, Measured, Sampler, measure,
 from trueline.models.decoder import Decoder
 from trueline.rewards.endpoint import EndpointJudge
 from trueline.runs.cell import read_json, read_jsonl, write_json, write_jsonl
+from trueline.runs.costs import read_costs, write_costs
 from trueline.runs.meter import BudgetMeter, Cost
 from trueline.training.agreement import against_reference, agreement, is_given
 from trueline.training.instruments import instruments_of, outside_of, own_tokenizer, points_of, sampler_of
@@ -98,7 +99,7 @@ def train(config: Config, stage: Stage) -> None:
     watched = _watched(stage, stage.inputs["arm"]) if best_of == 1 else []
     write_jsonl(stage.cell / "samples.jsonl", watched + samples)
     drawn = _best_of_n_cost(config, stage, sft, figures["selected"]["test/sampled/length"]) if best_of > 1 else None
-    write_json(stage.cell / "cost.json", _costs(stage, drawn))
+    write_costs(stage.cell.directory, _costs(stage, drawn))
     stage.cell.finish(method="evaluate", seed=stage.seed, gold=figures["selected"]["test/sampled/gold"])
 
 
@@ -239,7 +240,7 @@ def _best_of_n_cost(config: Config, stage: Stage, sft: Decoder, length: float) -
     return replace(meter.cost(), reward_calls=config.best_of * len(test), prompts=len(test))
 
 
-def _costs(stage: Stage, drawn: Cost | None) -> dict:
+def _costs(stage: Stage, drawn: Cost | None) -> dict[str, Cost]:
     """The arm's own cost and, with what came before it, the charged.
 
     Its own is what its training cell spent; best-of-n: `drawn`.
@@ -249,8 +250,8 @@ def _costs(stage: Stage, drawn: Cost | None) -> dict:
     elif stage.inputs["arm"] == stage.inputs["sft"]:
         own = Cost()
     else:
-        own = Cost(**read_json(stage.inputs["arm"] / "cost.json")["own"])
+        own = read_costs(stage.inputs["arm"])["own"]
     charged = own
     for name in stage.charged:
-        charged = charged + Cost(**read_json(stage.inputs[name] / "cost.json")["own"])
-    return {"own": own.as_dict(), "charged": charged.as_dict()}
+        charged = charged + read_costs(stage.inputs[name])["own"]
+    return {"own": own, "charged": charged}

@@ -21,8 +21,9 @@ from trueline.models.decoder import Decoder, Precision
 from trueline.models.heads import ScalarModel
 from trueline.models.scoring import Sampling, forbidden_mask
 from trueline.rollout.native import NativeEngine
-from trueline.runs import checkpoint
-from trueline.runs.cell import Cell, write_json
+from trueline.runs import checkpoint, stopping
+from trueline.runs.cell import Cell, read_jsonl
+from trueline.runs.costs import write_costs
 from trueline.runs.meter import BudgetMeter
 from trueline.runs.trackers import Trackers
 from trueline.seeds import uniforms
@@ -116,7 +117,8 @@ class Stage:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
     def __post_init__(self) -> None:
-        self.gates = Gates(self.cell, resumed=checkpoint.latest_step(self.cell.checkpoints) is not None)
+        self._found = checkpoint.newest(self.cell.checkpoints, self.cell.stopped)
+        self.gates = Gates(self.cell, resumed=self._found.folder is not None)
         self.facts: dict[str, Any] = {}
         self.room = Room()
         self.meter = BudgetMeter(4.0 if self.limits.lora else 6.0)  # a frozen weight gets no gradient
@@ -166,15 +168,21 @@ class Stage:
         self._registry = {**registry, "meter": self.meter, "pace": self._pace}
         (self.cell / "objective.txt").write_text(objective + "\n", encoding="utf-8")
         self.report(Progress(self.cell.directory.name, self.method, 0, 0, note=objective))
-        found = checkpoint.latest_step(self.cell.checkpoints)
         self._clock = time.perf_counter()
-        if found is None:
+        for damage in self._found.damaged:
+            self.cell.log("incidents", {"what": "checkpoint left out", "why": damage})
+            self.report(Progress(self.cell.directory.name, self.method, 0, 0, note=f"{damage}: the one before is used"))
+        if self._found.folder is None:
             self.cell.rewind(-1)
             return 0
-        checkpoint.restore(self.cell.checkpoints, found, self._registry)
-        self.cell.rewind(found)
-        self._clock = time.perf_counter() - self.meter.seconds
-        return found
+        checkpoint.restore(self._found.folder, self._found.step, self._registry)
+        self.cell.rewind(self._found.step)
+        self._clock = time.perf_counter() - self._seconds_so_far()
+        return self._found.step
+
+    def _seconds_so_far(self) -> float:
+        timings = self.cell / "timings.jsonl"
+        return max((row["seconds"] for row in read_jsonl(timings)), default=0.0) if timings.exists() else 0.0
 
     def samples_every(self, steps: int) -> None:
         """Tell the budget that every `steps`-th step samples first, and so costs more than the others."""
@@ -222,15 +230,22 @@ class Stage:
         if last or self._due(done, total):
             sample = self.snapshot(done, policy)
         self.report(Progress(self.cell.directory.name, self.method, done, total, note, sample))
+        if not last:
+            stopping.end_of_step(lambda: self._save(self.cell.stopped, done) if not sample else None)
 
     def snapshot(self, done: int, policy: Decoder | None) -> str:
         """A checkpoint after `done` steps, with samples; returns the first of them. Its time is not the method's."""
         began = time.perf_counter()
         # Samples first: a run that is killed in between resumes before this step and writes them again.
         sample = self._sample(policy, done) if policy is not None else ""
-        checkpoint.save(self.cell.checkpoints, done, self._registry)
+        self._save(self.cell.checkpoints, done)
+        self.cell.drop_stopped()
         self._paused += time.perf_counter() - began
         return sample
+
+    def _save(self, folder: Path, done: int) -> None:
+        self.cell.sync_logs()
+        checkpoint.save(folder, done, self._registry)
 
     def _due(self, done: int, total: int) -> bool:
         # Snapshots lie at total/n, 2 total/n, ... rounded; a plan of fewer steps has one at each.
@@ -263,8 +278,8 @@ class Stage:
         """Write the cost and mark the cell as complete."""
         if self.trackers is not None:
             self.trackers.close()
-        cost = self.meter.cost()
-        write_json(self.cell / "cost.json", {"own": cost.as_dict()})
+        self.cell.drop_stopped()
+        write_costs(self.cell.directory, {"own": self.meter.cost()})
         self.cell.finish(
             method=self.method,
             seed=self.seed,
