@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.reliability.figures import record
+from tests.training.small import contents
 
 from program import ENVIRONMENT, trueline
 
@@ -368,46 +370,97 @@ def test_a_stage_trains_what_it_needs_and_max_steps_limits_it_alone(study, tmp_p
     assert done["dpo"]["steps"] == 1 and done["sft"]["steps"] == 25  # 400 demonstrations, two epochs, batch 32
 
 
+PHASES = {  # what is there when the signal comes, in the order in which a run of two arms comes to it
+    "the task is read": lambda run: (run / "manifest.json").exists(),
+    "SFT trains": lambda run: _logged(run, "sft") >= 3,
+    "pairs are made, reward models train": lambda run: _logged(run, "reward") >= 1 or _done(run) >= 3,
+    "DPO trains": lambda run: _logged(run, "dpo") >= 1,
+    "checkpoints are measured": lambda run: _begun(run, "evaluate") >= 1,
+    "the record is written": lambda run: (run / "index.json").exists(),
+}
+
+
+def _cells(run: Path, page: str) -> list[Path]:
+    found = [path.parent for path in run.glob("cells/*/config.json")]
+    return [cell for cell in found if json.loads((cell / "config.json").read_text() or "{}").get("method") == page]
+
+
+def _logged(run: Path, page: str) -> int:
+    logs = [cell / "metrics.jsonl" for cell in _cells(run, page)]
+    return max((log.read_bytes().count(b"\n") for log in logs if log.exists()), default=0)
+
+
+def _begun(run: Path, page: str) -> int:
+    return len(_cells(run, page))
+
+
+def _done(run: Path) -> int:
+    return len(list(run.glob("cells/*/done.json")))
+
+
 @pytest.mark.integration
-def test_ctrl_c_keeps_what_ran_and_the_same_command_goes_on_to_the_same_end(study, tmp_path) -> None:
-    """SIGINT to the whole process group, as a terminal sends it, once two cells are finished; then run again. The cells
-    of these two arms are the uninterrupted study's own, with the same metrics and weights."""
+def test_stopped_in_every_phase_the_same_command_goes_on_to_the_same_end(study, tmp_path) -> None:
+    """SIGINT to the whole process group, as a terminal sends it, and SIGTERM to the program, in turn. The cells are
+    then the uninterrupted study's own, to the byte, clocks aside."""
     two_arms = [*STUDY, "study.arms=sft,dpo", "study.no_shift=false", "-o", "run"]
     command = [sys.executable, "-m", "trueline", *two_arms]
-    process = subprocess.Popen(
-        command,
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A shell starts background jobs with SIGINT ignored, and children inherit that: here it must be heard.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    cells = tmp_path / "run" / "cells"
-    limit = time.monotonic() + 120
-    while len(list(cells.glob("*/done.json"))) < 2:
-        assert process.poll() is None and time.monotonic() < limit, "the study ended before it could be interrupted"
-        time.sleep(0.02)
-    os.killpg(process.pid, signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert "Traceback" not in stderr and "what ran is kept" in stderr
-    assert "trueline " + " ".join(two_arms) in stderr
-    assert not _alive(process.pid)
-    kept = {path.parent.name: path.stat().st_mtime_ns for path in cells.glob("*/done.json")}
-    assert len(kept) >= 2 and not (tmp_path / "run" / "report.json").exists()
+    run, slowest, stopped = tmp_path / "run", 0.0, 0
+    for number, (phase, there) in enumerate(PHASES.items()):
+        interrupt = number % 2 == 0
+        with subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            # A shell starts background jobs with SIGINT ignored, and children inherit that: here it must be heard.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        ) as process:
+            limit = time.monotonic() + 120
+            while not there(run):
+                assert process.poll() is None and time.monotonic() < limit, f"it ended before {phase}"
+                time.sleep(0.01)
+            kept, began = {path: path.stat().st_mtime_ns for path in run.glob("cells/*/done.json")}, time.monotonic()
+            (os.killpg if interrupt else os.kill)(process.pid, signal.SIGINT if interrupt else signal.SIGTERM)
+            _, stderr = process.communicate(timeout=60)
+            slowest = max(slowest, time.monotonic() - began)
+        assert process.returncode == (130 if interrupt else 143), (phase, stderr)
+        assert "Traceback" not in stderr and "what ran is kept" in stderr, (phase, stderr)
+        assert "trueline " + " ".join(two_arms) in stderr
+        assert not _alive(process.pid)
+        assert {path: path.stat().st_mtime_ns for path in kept} == kept  # what was finished is not made again
+        stopped += 1
+    assert slowest < 10 and not (run / "report.json").exists()
 
     ended = trueline(*two_arms, cwd=tmp_path, timeout=280)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert {name: (cells / name / "done.json").stat().st_mtime_ns for name in kept} == kept
-    whole = study[0] / "cells"
+    whole, cells = study[0] / "cells", run / "cells"
     # the base; SFT, pairs, two reward models, probe, DPO; two selections, two evaluations
     assert len(list(cells.iterdir())) == 11
-    for name in ("metrics.jsonl", "scores.jsonl", "samples.jsonl", "pairs.jsonl", "model/model.safetensors"):
-        found = [path.relative_to(cells) for path in cells.glob(f"*/{name}")]
-        assert found and all((cells / path).read_bytes() == (whole / path).read_bytes() for path in found)
+    for cell in cells.iterdir():
+        assert contents(cell) == contents(whole / cell.name)
+    record("H16", "study", stops=stopped, saved=stopped, slowest_seconds=round(slowest, 2))
+
+
+@pytest.mark.integration
+def test_a_second_signal_leaves_at_once(tmp_path) -> None:
+    command = [sys.executable, "-m", "trueline", *STUDY, "-o", "run"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        while _logged(tmp_path / "run", "sft") < 2:
+            assert process.poll() is None
+            time.sleep(0.01)
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert "stopping" in process.stderr.readline() + process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        process.wait(timeout=30)
+        assert process.returncode == 143 and time.monotonic() - began < 5
+    assert not _alive(process.pid)
 
 
 def _alive(group: int) -> bool:

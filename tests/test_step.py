@@ -12,6 +12,7 @@ from trueline.errors import NumericsError
 from trueline.training.step import learning_rate_at, make_optimizer, optimize
 
 ROWS = 12
+ONE = torch.zeros(1, dtype=torch.long)
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(ROWS, 5, generator=GENERATOR, dtype=torch.float64)
 Y = torch.randn(ROWS, generator=GENERATOR, dtype=torch.float64)
@@ -56,7 +57,9 @@ def test_a_step_is_adamw_by_hand() -> None:
     with torch.no_grad():
         model.weight.fill_(2.0)
     optimizer = make_optimizer(model, 123.0, weight_decay=0.5)
-    result = step(model, optimizer, [None], lambda _: 3.0 * model.weight.sum(), learning_rate=0.1)
+    result = step(
+        model, optimizer, [torch.zeros(1, dtype=torch.long)], lambda _: 3.0 * model.weight.sum(), learning_rate=0.1
+    )
     assert (result.loss, result.grad_norm) == (6.0, 3.0)
     assert model.weight.item() == pytest.approx(2.0 * (1 - 0.1 * 0.5) - 0.1 * 3 / (3 + 1e-8), abs=1e-12)
     assert optimizer.param_groups[0]["betas"] == (0.9, 0.95)
@@ -82,9 +85,9 @@ def test_a_loss_that_is_not_finite_is_not_applied(bad) -> None:
     optimizer = make_optimizer(model, 0.01)
     step(model, optimizer, [torch.arange(ROWS)])
     before, moments = weights(model), [s["exp_avg"].clone() for s in optimizer.state.values()]
-    groups = [(torch.arange(6), 1.0), (torch.arange(6, ROWS), bad)]
+    groups = [torch.arange(6), torch.arange(6, ROWS)]
     with pytest.raises(NumericsError, match=f"dpo seed 3: loss {bad}.*not applied"):
-        step(model, optimizer, groups, lambda g: loss_over(model)(g[0]) * g[1], what="dpo seed 3")
+        step(model, optimizer, groups, lambda g: loss_over(model)(g) * (bad if 6 in g else 1.0), what="dpo seed 3")
     assert (weights(model) == before).all()
     assert all((s["exp_avg"] == m).all() for s, m in zip(optimizer.state.values(), moments))
     assert all(p.grad is None for p in model.parameters())
@@ -98,7 +101,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied() -> None:
     with torch.no_grad():
         model.weight.zero_()
     with pytest.raises(NumericsError, match="gradient norm"):
-        step(model, make_optimizer(model, 0.1), [None], lambda _: model.weight.sum().sqrt())
+        step(model, make_optimizer(model, 0.1), [ONE], lambda _: model.weight.sum().sqrt())
     assert model.weight.item() == 0.0
 
 

@@ -38,7 +38,21 @@ class RunError(TruelineError):
 
 
 class NumericsError(TruelineError):
-    """A loss, gradient or log-probability is not finite, or a start gate does not hold (exit code 1)."""
+    """A loss, gradient, reward or log-probability is not finite, or a start gate does not hold (exit code 1).
+
+    `rows` names the rows of the batch that made it so, where it is known.
+    """
+
+    def __init__(self, reason: str, *, rows: tuple[str, ...] = ()) -> None:
+        self.rows = rows
+        super().__init__(reason)
+
+    def __reduce__(self):
+        return _rebuild_numerics, (str(self), self.rows)
+
+
+def _rebuild_numerics(reason: str, rows: tuple[str, ...]) -> NumericsError:
+    return NumericsError(reason, rows=rows)
 
 
 def _rebuild(kind: type[InputError], reason: str, where: str, field: str, remedy: str) -> InputError:

@@ -27,7 +27,6 @@ def start(function: Any, *arguments: Any) -> Any:
 def train(method: str, directory: str, base: str, cells: Mapping[str, str], settings: Mapping[str, Any]) -> None:
     """Run one page to its end, going on with what the directory holds."""
     import torch
-
     from tests.conftest import TinyWorld
     from tests.reliability.ready import TASK
 

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tests.reliability.figures import record
 
 ROOT = Path(__file__).resolve().parents[2]

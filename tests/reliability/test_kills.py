@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from tests.reliability.child import STEPS, TRAINERS, start, train
 from tests.reliability.figures import record
 from tests.training.small import contents, rows, small

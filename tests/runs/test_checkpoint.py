@@ -199,7 +199,7 @@ def test_a_crash_while_saving_leaves_the_older_ones_whole(saved, monkeypatch, ca
     before = {path: path.read_bytes() for path in saved.rglob("*") if path.is_file()}
     monkeypatch.setattr(checkpoint, call, lambda *a, **k: (_ for _ in ()).throw(OSError("disk full")))
     run = Run()
-    with pytest.raises(RunError, match="disk full.*bytes needed"):
+    with pytest.raises(RunError, match=r"disk full.*bytes needed"):
         save(saved, 8, run.registry)
     monkeypatch.undo()
     assert all(path.read_bytes() == data for path, data in before.items())

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from trueline.runs.meter import CLOCKS
+
 # What programs of each arm pass of their hidden tests, and how the others fail.
 PASS = {"sft": 0.25, "sft-chosen": 0.5, "best-of-n": 0.5, "dpo": 0.35, "dpo-nll": 0.4, "dpo-iter": 0.45}
 PASS |= {"ppo": 0.6, "dpo+ppo": 0.62, "rloo": 0.55}
@@ -146,7 +148,10 @@ def _cell(folder: Path, arm: str, seed: int, spec: Spec, shift_gain: float) -> N
     _lines(folder / "scores.jsonl", scores)
     _lines(folder / "samples.jsonl", _samples(arm, centre, spec))
     own = _cost(spec.flops.get(arm, 9e11))
-    _write(folder / "cost.json", {"own": own, "charged": {k: v * 1.2 for k, v in own.items()}})
+    costs = {"own": own, "charged": {k: v * 1.2 for k, v in own.items()}}
+    for name, wanted in (("cost", False), ("clock", True)):
+        kept = {who: {k: v for k, v in row.items() if (k in CLOCKS) == wanted} for who, row in costs.items()}
+        _write(folder / f"{name}.json", kept)
 
 
 def _scores(rng, base, kl: float, spec: Spec, pick: str, split: str, decoding: str) -> list[dict]:

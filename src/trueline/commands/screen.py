@@ -76,7 +76,9 @@ class Screen:
         node = self.nodes.get(key)
         if node is None:
             return
-        if progress.note == "done":
+        if progress.warning:
+            self.console.print(f"  seed {node.seed} {_label(node)}: {visible(progress.warning)}", markup=False)
+        elif progress.note == "done":
             if key not in self._started:
                 self.reused.add(key)
             elif not self._live and self.share[key] >= 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,10 +14,14 @@ __all__ = ["TokenBatch", "Tokenized", "collate", "common_prompts", "micro_batche
 
 @dataclass(frozen=True)
 class Tokenized:
-    """One prompt with one response, as ids. The response ends with the end token where the text was complete."""
+    """One prompt with one response, as ids. The response ends with the end token where the text was complete.
+
+    `name` is the prompt's id, for errors; it is no part of what the row is.
+    """
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
+    name: str = field(default="", compare=False)
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)

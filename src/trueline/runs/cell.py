@@ -116,4 +116,6 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
 
 def write_jsonl(path: Path, rows: Any, *, durable: bool = False) -> None:
     """Write a JSONL file whole or not at all; `durable`: it is on the disk when this returns."""
-    replace_text(path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows), durable=durable)
+    replace_text(
+        path, "".join(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows), durable=durable
+    )

@@ -20,7 +20,7 @@ from typing import Any
 from trueline import __version__
 from trueline.config import Section, digest, to_plain
 from trueline.data.chat import ChatTokenizer
-from trueline.errors import InputError, RunError
+from trueline.errors import InputError, NumericsError, RunError
 from trueline.models.adapters import LoraSettings
 from trueline.models.checkpoints import read_config, shape_from
 from trueline.models.decoder import Precision
@@ -494,8 +494,12 @@ def _run_job(job: Job) -> None:
     )
     config = node.config if isinstance(node.config, Section) else page(node.page).Config(**(node.config or {}))
     before = stage.task.machinery()
-    with stopping.saves_itself() if _saves_itself(node.page) else nullcontext():
-        page(node.page).train(config, stage)
+    try:
+        with stopping.saves_itself() if _saves_itself(node.page) else nullcontext():
+            page(node.page).train(config, stage)
+    except NumericsError as error:
+        cell.log("incidents", {"what": str(error), "rows": list(error.rows)})
+        raise
     if before:
         write_json(cell / "machinery.json", _since(before, stage.task.machinery()))
 

@@ -62,15 +62,16 @@ class Round:
 
     def state(self):
         rows = [
-            [i.chosen.prompt, i.chosen.response, i.rejected.response, i.ref_chosen, i.ref_rejected] for i in self.items
+            [i.chosen.prompt, i.chosen.response, i.rejected.response, i.ref_chosen, i.ref_rejected, i.chosen.name]
+            for i in self.items
         ]
         return {}, {"items": rows, "margin": self.margin}
 
     def load(self, state) -> None:
         self.margin = state[1]["margin"]
         self.items = [
-            PairItem(Tokenized(tuple(p), tuple(c)), Tokenized(tuple(p), tuple(r)), rc, rr)
-            for p, c, r, rc, rr in state[1]["items"]
+            PairItem(Tokenized(tuple(p), tuple(c), name), Tokenized(tuple(p), tuple(r), name), rc, rr)
+            for p, c, r, rc, rr, name in state[1]["items"]
         ]
 
 
@@ -171,7 +172,8 @@ def _sample_and_label(
             winner = stage.tokenize(prompt, reference).response
             gain = right - float(scores[row, worst[row]])
         if gain > 0 and winner != loser:  # False too where nothing is known of any of its samples
-            items.append(PairItem(Tokenized(ids[row * n], winner), Tokenized(ids[row * n], loser)))
+            sides = (Tokenized(ids[row * n], side, prompt.id) for side in (winner, loser))
+            items.append(PairItem(*sides))
             margin += gain
     current.items = reference_logprobs(stage, reference_model, items) if items else []
     current.margin = margin / max(1, len(items))

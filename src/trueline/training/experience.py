@@ -44,6 +44,12 @@ class Experience:
     raw_scores: Tensor
     scored: Tensor
     clipped: float
+    names: tuple[str, ...] = ()
+    """The prompts' ids, row by row."""
+
+    def name_of(self, row: int) -> str:
+        """What a row is called in errors."""
+        return self.names[row] if self.names else str(row)
 
 
 def over_rows(stage: Stage, rollout: Rollout, function: Callable[[Tensor, Tensor], Tensor], token_limit: int) -> Tensor:
@@ -113,7 +119,9 @@ def collect(
         end_gate(stage, float(rollout.ended.float().mean()), least=least_ended, hard=True)
         logprob_gate(stage, policy, [Tokenized(p, tuple(r)) for p, r in zip(ids, rollout.responses())])
     clipped = float((scaled.abs() > reward_clip).float().mean())
-    return Experience(rollout, old, rescore(stage, reference, rollout), scores, raw, scored, clipped)
+    return Experience(
+        rollout, old, rescore(stage, reference, rollout), scores, raw, scored, clipped, tuple(p.id for p in asked)
+    )
 
 
 def _prompt_rows(seed: int, iteration: int, count: int, pool: int) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from trueline.errors import NumericsError
 from trueline.rollout.engine import Rollout
 from trueline.training.reading import RewardReader
 from trueline.training.stage import Stage
@@ -24,7 +25,28 @@ Score = Callable[[Sequence[Prompt], Rollout], Tensor]
 
 def reward_source(stage: Stage, feedback: Feedback) -> Score:
     """Scores standardised on SFT samples (learned), or in the judge's or the verifier's own scale. All are metered."""
-    return {"learned": _learned, "gold": _judged, "verifier": _verified}[feedback](stage)
+    score = {"learned": _learned, "gold": _judged, "verifier": _verified}[feedback](stage)
+
+    def checked(prompts: Sequence[Prompt], rollout: Rollout) -> Tensor:
+        found = score(prompts, rollout)
+        _check(found, prompts)
+        return found
+
+    return checked
+
+
+def _check(raw: Tensor, asked: Sequence[Prompt]) -> None:
+    """Raise NumericsError for scores [B] that are infinite, naming the prompts.
+
+    NaN is a response that tests could not judge, and is left out; an infinite score is a broken judge.
+    """
+    if bool(raw.isinf().any()):
+        rows = [asked[row].id for row in raw.isinf().nonzero()[:, 0].tolist()]
+        raise NumericsError(
+            f"scores that are not finite for {len(rows)} of {len(asked)} responses: {', '.join(rows[:8])}"
+            f"{', ...' if len(rows) > 8 else ''}; nothing was trained on them: look at the reward",
+            rows=tuple(rows),
+        )
 
 
 def _learned(stage: Stage) -> Score:
@@ -34,7 +56,8 @@ def _learned(stage: Stage) -> Score:
         rows = reader.rows(prompts, rollout)
         stage.meter.reward_calls += len(rows)
         stage.meter.forward(reader.reward.model.parameter_count, int(rows.lengths.sum()))
-        return reader.standardized(rows)
+        found = reader.standardized(rows)
+        return found.masked_fill(found.isnan(), torch.inf)  # NaN is for what nobody judged; a model judges everything
 
     return score
 

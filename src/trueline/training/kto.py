@@ -123,7 +123,8 @@ def mismatched(items: list[PairItem]) -> list[PairItem]:
     following = items[1:] + items[:1]
     return [
         PairItem(
-            Tokenized(item.chosen.prompt, other.chosen.response), Tokenized(item.chosen.prompt, other.rejected.response)
+            Tokenized(item.chosen.prompt, other.chosen.response, item.chosen.name),
+            Tokenized(item.chosen.prompt, other.rejected.response, item.chosen.name),
         )
         for item, other in zip(items, following)
     ]

@@ -89,5 +89,5 @@ def release() -> None:
 
 
 def _parts(rows: Rows, count: int) -> list[Rows]:
-    size = -(-len(rows) // count)
+    size = max(1, -(-len(rows) // count))
     return [rows[i : i + size] for i in range(0, len(rows), size)]

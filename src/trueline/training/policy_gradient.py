@@ -135,6 +135,7 @@ def update_policy(
         accept=accept,
         sums=[sums] if also is None else [sums, also.sums],
         room=stage.room,
+        name_of=exp.name_of,
     )
     optimizer.zero_grad(set_to_none=True)  # not beside the critic's
     stage.meter.train(policy.parameter_count, int(rollout.lengths[rows].sum()))

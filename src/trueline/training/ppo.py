@@ -388,6 +388,7 @@ def _update_critic(
         what=f"critic seed {stage.seed}",
         sums=[value.sums],
         room=stage.room,
+        name_of=value.exp.name_of,
     )
     optimizer.zero_grad(set_to_none=True)  # not beside the policy's
     _meter(stage, critic, value.exp, value.rows)

@@ -252,6 +252,7 @@ def pair_step(
         what=f"{stage.method} seed {stage.seed}",
         sums=[sums, more_sums or {}],
         room=stage.room,
+        name_of=lambda row: items[row].chosen.name,
     )
     stage.meter.train(policy.parameter_count, sum(item.tokens for item in items))
     means = {key: value / len(items) for key, value in sums.items()}

@@ -179,6 +179,7 @@ def _step(config: Config, stage: Stage, model: ScalarModel, optimizer, batch, le
         what=f"reward seed {stage.seed}",
         sums=[sums],
         room=stage.room,
+        name_of=lambda row: batch[row][0].name,
     )
     stage.meter.train(model.parameter_count, sum(len(c) + len(r) for c, r in batch))
     means = {name: value / len(batch) for name, value in sums.items()}

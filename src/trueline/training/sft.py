@@ -161,6 +161,7 @@ def _step(config: Config, stage: Stage, policy: Decoder, optimizer, items: list[
         max_grad_norm=config.max_grad_norm,
         what=f"sft seed {stage.seed}",
         room=stage.room,
+        name_of=lambda row: items[row].name,
     )
     stage.meter.train(policy.parameter_count, batch.total_tokens)
     return {"loss": result.loss, "grad_norm": result.grad_norm, "learning_rate": learning_rate, "tokens": count}

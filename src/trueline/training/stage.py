@@ -50,6 +50,8 @@ class Progress:
     total: int
     note: str = ""
     sample: str = ""
+    warning: str = ""
+    """Said whatever else is on the screen."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class Stage:
     def tokenize(self, prompt: Prompt, response: str) -> Tokenized:
         """Ids of a prompt and a complete response. A response past the limit loses its end, and its end token."""
         ids = self.tokenizer.encode_response(response)[: self.limits.max_new_tokens]
-        return Tokenized(self.prompt_ids(prompt), tuple(ids))
+        return Tokenized(self.prompt_ids(prompt), tuple(ids), prompt.id)
 
     def prompt_ids(self, prompt: Prompt) -> tuple[int, ...]:
         """Ids of a prompt; one that is longer than the limit loses its oldest part."""
@@ -171,7 +173,8 @@ class Stage:
         self._clock = time.perf_counter()
         for damage in self._found.damaged:
             self.cell.log("incidents", {"what": "checkpoint left out", "why": damage})
-            self.report(Progress(self.cell.directory.name, self.method, 0, 0, note=f"{damage}: the one before is used"))
+            told = f"{damage}: left out, and what is before it is used"
+            self.report(Progress(self.cell.directory.name, self.method, 0, 0, warning=told))
         if self._found.folder is None:
             self.cell.rewind(-1)
             return 0

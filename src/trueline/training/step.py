@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from trueline.errors import NumericsError, RunError
 from trueline.training.adamw import AdamW
-from trueline.training.memory import Room, is_out_of_memory
+from trueline.training.memory import Part, Room, is_out_of_memory
 
 __all__ = ["StepResult", "learning_rate_at", "make_optimizer", "optimize"]
 
 Micro = TypeVar("Micro")
 Schedule = Literal["constant", "linear", "cosine"]
+_SHOWN = 8
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,13 @@ def optimize(
     accept: Callable[[], bool] = lambda: True,
     sums: Sequence[MutableMapping[str, float]] = (),
     room: Room | None = None,
+    name_of: Callable[[int], str] = str,
 ) -> StepResult:
     """One optimiser step on the sum of `loss_of` over the micro-batches.
 
     Each loss is already divided by denominators of the whole batch, so the sum is the batch's loss whatever the
-    grouping. A loss or gradient that is not finite raises NumericsError and the step is not applied. `accept` is asked
+    grouping. A loss or gradient that is not finite raises NumericsError, which names the rows that make it so
+    (`name_of` a row's index), and the step is not applied. `accept` is asked
     once all micro-batches are through; False leaves the weights as they are.
 
     With `room`, a micro-batch that does not fit in memory is halved and the step begun again, as are those of later
@@ -80,16 +83,45 @@ def optimize(
             )
     norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm if max_grad_norm > 0 else math.inf))
     if not (math.isfinite(total) and math.isfinite(norm)):
-        optimizer.zero_grad(set_to_none=True)
+        rows, count = _offending(model, optimizer, micros, loss_of)
         raise NumericsError(
-            f"{what}: loss {total}, gradient norm {norm}: the step was not applied; lower the learning rate or resume "
-            "from the last checkpoint with other settings"
+            f"{what}: loss {total}, gradient norm {norm}: the step was not applied; {_named(rows, count, name_of)}; "
+            "lower the learning rate, or look at these rows, and go on from the last checkpoint",
+            rows=tuple(name_of(row) for row in rows),
         )
     if accept():
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.step()
     return StepResult(total, norm)
+
+
+def _offending(
+    model: nn.Module, optimizer: AdamW | torch.optim.Optimizer, micros: Iterable[Micro], loss_of: Callable
+) -> tuple[list[int], int]:
+    """The rows whose own loss or gradient is not finite, and how many rows there are."""
+    found, count = [], 0
+    single = Room()
+    single.parts = 2**30  # one row at a time
+    for micro in single.divide(micros):
+        optimizer.zero_grad(set_to_none=True)
+        loss = loss_of(micro)
+        loss.backward()
+        gradients = (p.grad for p in model.parameters() if p.grad is not None)
+        if not math.isfinite(loss.item()) or not all(bool(g.isfinite().all()) for g in gradients):
+            found.append(int(micro.rows[0] if isinstance(micro, Part) else micro[0]))
+        count += 1
+    optimizer.zero_grad(set_to_none=True)
+    return found, count
+
+
+def _named(rows: Sequence[int], count: int, name_of: Callable[[int], str]) -> str:
+    if len(rows) == count:
+        return f"all {count} rows give no finite number: the weights do not"
+    if not rows:
+        return f"each of the {count} rows by itself is finite: their sum is not"
+    shown = ", ".join(name_of(row) for row in rows[:_SHOWN])
+    return f"{len(rows)} of {count} rows give no finite number: {shown}{', ...' if len(rows) > _SHOWN else ''}"
 
 
 def _accumulate(
