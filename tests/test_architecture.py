@@ -89,7 +89,7 @@ EXTRA = {
     "study/document.py": {"jinja2"},
     "study/page.py": {"jinja2"},
     "study/origins.py": {"trueline.data"},
-    "study/record.py": {"safetensors"},
+    "study/record.py": {"safetensors", "torch", "trueline.models"},
     "study/settings.py": {"yaml"},
     "tasks/execution.py": {"trueline.sandbox"},
 }

@@ -24,12 +24,19 @@ def start(function: Any, *arguments: Any) -> Any:
     return process
 
 
-def train(method: str, directory: str, base: str, cells: Mapping[str, str], settings: Mapping[str, Any]) -> None:
-    """Run one page to its end, going on with what the directory holds."""
+def train(
+    method: str,
+    directory: str,
+    base: str,
+    cells: Mapping[str, str],
+    settings: Mapping[str, Any],
+    steps: int = STEPS,
+) -> None:
+    """Run one page to its end (at most `steps` steps), going on with what the directory holds."""
     import torch
     from tests.conftest import TinyWorld
     from tests.reliability.ready import TASK
 
     torch.set_num_threads(1)
     world = TinyWorld(TASK, Path(base), {name: Path(cell) for name, cell in cells.items()})
-    world.run(method, Path(directory), settings, max_steps=STEPS, snapshots=4)
+    world.run(method, Path(directory), settings, max_steps=steps, snapshots=4)

@@ -111,3 +111,11 @@ def test_no_worker_outlives_a_program_that_was_killed(tmp_path) -> None:
         time.sleep(0.02)
     assert not _alive(set(workers))
     record("H8", "orphans", faults=1, recovered=1)
+
+
+def test_how_many_workers_there_are_changes_nothing(whole, tmp_path) -> None:
+    ended = trueline(*STAGE, "train.workers=1", cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    cells = tmp_path / "run" / "cells"
+    for cell in whole.iterdir():
+        assert contents(cells / cell.name) == contents(cell)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,8 @@ from trueline.tasks.task import PairSources, Task
 from trueline.types import Pair
 
 __all__ = ["evaluate_folders", "limits_of"]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9+_-]{0,63}")
 
 _SCALE_SAMPLES = 256
 
@@ -90,7 +93,9 @@ def _check_names(found: Mapping[str, list[Path]]) -> None:
     counts = {name: len(given) for name, given in found.items() if name not in JUDGES}
     most = max(counts.values(), default=0)
     wrong = ""
-    if "sft" not in found:
+    if odd := [name for name in found if not _NAME.fullmatch(name)]:
+        wrong = f"{odd[0][:80]!r} is no name", "letters, digits, + and -, 64 at most: dpo=FOLDER"
+    elif "sft" not in found:
         wrong = "no checkpoint is named sft", "trueline evaluate TASK sft=FOLDER dpo=FOLDER: KL is measured to sft"
     elif len(counts) < 2:
         wrong = "sft alone has nothing to be compared with", "add another one: dpo=FOLDER"

@@ -26,7 +26,7 @@ from trueline.models.adapters import (
     save_adapter_scalar,
 )
 from trueline.models.decoder import Decoder, DecoderConfig
-from trueline.models.folders import check_folder, is_adapter, read_end_ids, read_object, read_tensors
+from trueline.models.folders import check_folder, check_size, is_adapter, read_end_ids, read_object, read_tensors
 from trueline.models.foreign import (
     ForeignConfig,
     ForeignDecoder,
@@ -93,6 +93,8 @@ def read_config(folder: Path) -> DecoderConfig | ForeignConfig:
     check_folder(folder)
     path = folder / "config.json"
     raw = read_object(path)
+    if any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+        check_size(folder, raw)
     family = raw.get("model_type")
     if family not in FAMILIES or not _is_plain(raw):
         return foreign_config(folder, raw)

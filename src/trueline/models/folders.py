@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,21 @@ from torch import Tensor
 
 from trueline.errors import InputError
 
-__all__ = ["PEFT", "check_folder", "check_weights", "is_adapter", "read_end_ids", "read_object", "read_tensors"]
+__all__ = [
+    "PEFT",
+    "check_folder",
+    "check_size",
+    "check_weights",
+    "is_adapter",
+    "read_end_ids",
+    "read_object",
+    "read_tensors",
+]
 
 PEFT = "base_model.model."
 """What peft puts before the name of every tensor of an adapter."""
+_PACKED = 8
+"""Numbers that one stored number may hold where weights are quantised."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 MERGE = (
     'merge it first: python -c "from peft import AutoPeftModelForCausalLM as M; '
@@ -83,6 +95,21 @@ def check_weights(folder: Path) -> dict[str, list[int]]:
         with _opened(folder, name) as file:
             shapes.update((key.removeprefix(PEFT), file.get_slice(key).get_shape()) for key in file.keys())
     return shapes
+
+
+def check_size(folder: Path, config: dict[str, Any]) -> None:
+    """InputError where the configuration asks for more than the weights can hold: nothing is allocated on its word."""
+    rows, width = config.get("vocab_size"), config.get("hidden_size")
+    if not (isinstance(rows, int) and isinstance(width, int)):
+        return
+    stored = sum(prod(shape) for shape in check_weights(folder).values())
+    if rows * width > _PACKED * stored:
+        raise InputError(
+            f"an embedding of {rows:,} x {width:,}, where the weights hold {stored:,} numbers in all",
+            where=str(folder / "config.json"),
+            field="vocab_size, hidden_size",
+            remedy="use the configuration that belongs to these weights",
+        )
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:

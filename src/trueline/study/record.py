@@ -93,11 +93,12 @@ def claim(directory: Path, identity: Identity, what: str) -> Iterator[None]:
     with lock:
         if known:
             _check_same(directory, identity)
+            _note_other_versions(directory)
             drop_unfinished(directory)
             drop_unfinished(directory / "cells")
         else:
             (directory / "cells").mkdir(exist_ok=True)
-            write_json(directory / _IDENTITY, identity.written(), durable=True)
+            write_json(directory / _IDENTITY, identity.written() | {"versions": versions()}, durable=True)
             write_json(path, {"schema": SCHEMA, "identity": identity.digest, "command": what}, durable=True)
             sync(directory.resolve().parent)
         yield
@@ -118,7 +119,7 @@ def _check_same(directory: Path, identity: Identity) -> None:
     if held_run.get("identity") == identity.digest:
         return
     file = directory / _IDENTITY
-    changes = _differences(read_json(file), identity.written()) if file.exists() else []
+    changes = _differences(_without_versions(read_json(file)), identity.written()) if file.exists() else []
     shown = "; ".join(changes[:6]) + (f"; and {len(changes) - 6} more" if len(changes) > 6 else "")
     raise InputError(
         f"holds another run ({held_run.get('command', 'unknown')})" + (f": {shown}" if shown else ""),
@@ -126,6 +127,17 @@ def _check_same(directory: Path, identity: Identity) -> None:
         field="-o",
         remedy="use another -o DIR, or the command and the files that made it to resume it",
     )
+
+
+def _note_other_versions(directory: Path) -> None:
+    """A run that goes on elsewhere is the same run; its bits need not be, and that is written down."""
+    file = directory / _IDENTITY
+    before = read_json(file).get("versions", {}) if file.exists() else {}
+    changes = [f"{k} {before[k]}, now {v}" for k, v in versions().items() if k in before and before[k] != v]
+    if changes:
+        row = {"what": "went on with other versions", "changes": changes}
+        with open(directory / "incidents.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
 
 
 def _differences(held_run: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -136,6 +148,10 @@ def _differences(held_run: Mapping[str, Any], now: Mapping[str, Any]) -> list[st
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     ]
+
+
+def _without_versions(written: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in written.items() if key != "versions"}
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -197,10 +213,20 @@ def stage_index(directory: Path, nodes: Sequence[Node], cells: Mapping[str, Path
 
 
 def versions() -> dict[str, str]:
-    """Of what a result may depend on."""
+    """Of what the bits of a result may depend on: packages, the processor's instructions, our kernels, threads."""
+    import torch
+
+    from trueline.models import kernels
+
     names = ("torch", "transformers", "tokenizers", "numpy", "scipy")
     found = {"trueline": __version__, "python": platform.python_version(), "machine": platform.machine()}
-    return found | {name: metadata.version(name) for name in names}
+    found |= {name: metadata.version(name) for name in names}
+    instructions, compiled = torch.backends.cpu.get_cpu_capability(), kernels.library() is not None
+    return found | {
+        "instructions": instructions,
+        "kernels": "compiled" if compiled else "torch",
+        "threads": "1 a worker",
+    }
 
 
 def manifest_of(
