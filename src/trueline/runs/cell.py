@@ -37,7 +37,7 @@ class Cell:
                 raise RunError(f"{path}: holds another configuration; delete the folder or use another -o DIR")
             drop_unfinished(self.directory)
             return
-        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         write_json(path, config, durable=True)
         sync(self.directory.parent)
 
