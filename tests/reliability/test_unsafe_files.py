@@ -15,6 +15,9 @@ from safetensors.torch import save_file
 from tests.reliability.figures import record
 
 from program import trueline
+from trueline.commands.resolve import resolve
+from trueline.errors import InputError
+from trueline.models.checkpoints import load_decoder
 
 SOURCE = Path(__file__).resolve().parents[2] / "src" / "trueline"
 CHILD = SOURCE / "sandbox"
@@ -145,11 +148,24 @@ def test_a_malicious_model_is_refused_unread(name, policy, tmp_path) -> None:
     save_file({"model.embed_tokens.weight": torch.ones(4, 4)}, tmp_path / "outside.safetensors")
     canary = tmp_path / "canary"
     ATTACKS[name](folder, pickle.dumps(Bomb(canary)))
-    ended = trueline("sft", "dialogue", f"model.path={folder}", "train.max_steps=1", "-o", "run", cwd=tmp_path)
-    assert ended.returncode == 2, (ended.returncode, ended.stderr)
-    assert "Traceback" not in ended.stderr and str(folder) in ended.stderr and ended.stderr.count("\n") == 1
+    with pytest.raises(InputError) as caught:
+        resolve("dialogue", [f"model.path={folder}"], quick=False)  # what every command does first
+        load_decoder(folder)
+    assert str(folder) in str(caught.value) and caught.value.remedy
     assert not canary.exists()
     record("H15", f"model-{list(ATTACKS).index(name)}", attacks=1, refused=1)
+
+
+@pytest.mark.integration
+def test_the_command_says_so_in_one_line(policy, tmp_path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for path in policy.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    _only(folder, "pytorch_model.bin", pickle.dumps(Bomb(tmp_path / "canary")))
+    ended = trueline("sft", "dialogue", f"model.path={folder}", "-o", "run", cwd=tmp_path)
+    assert ended.returncode == 2 and "Traceback" not in ended.stderr and ended.stderr.count("\n") == 1
+    assert "pickled weights are never read" in ended.stderr and not (tmp_path / "canary").exists()
 
 
 @pytest.mark.integration

@@ -80,7 +80,9 @@ def claim(directory: Path, identity: Identity, what: str) -> Iterator[None]:
     """
     path = directory / "manifest.json"
     known = path.exists()
-    if not known:
+    if known:
+        _check_same(directory, identity)
+    else:
         _check_free(directory)
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -92,7 +94,6 @@ def claim(directory: Path, identity: Identity, what: str) -> Iterator[None]:
         ) from None
     with lock:
         if known:
-            _check_same(directory, identity)
             _note_other_versions(directory)
             drop_unfinished(directory)
             drop_unfinished(directory / "cells")
