@@ -8,7 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 
-.PHONY: study test unit nightly lint clean
+.PHONY: study test unit nightly reliability lint clean
 
 study: $(STAMP)
 	$(BIN)/trueline study $(TASK) $(ARGS)
@@ -21,6 +21,11 @@ unit: $(STAMP)
 
 nightly: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m tests.reliability.collect --nightly
+
+# The headline figures of docs/reliability.md: RELIABILITY.json. ARGS="--nightly" for the long versions.
+reliability: $(STAMP)
+	$(BIN)/python -m tests.reliability.collect $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check src tests && $(BIN)/ruff format --check src tests

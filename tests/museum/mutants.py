@@ -32,7 +32,7 @@ MUTANTS = (
         "algorithms/advantages.py",
         "scores.unsqueeze(-1) - kl_coef * penalty",
         "scores.unsqueeze(-1) + kl_coef * penalty",
-        "algorithms/test_advantages.py",
+        "algorithms/test_advantages.py::test_score_lands_on_the_last_real_token",
     ),
     Mutant(
         "the score is paid at the first token",
@@ -40,7 +40,7 @@ MUTANTS = (
         "algorithms/advantages.py",
         "return mask & (remaining == 1)",
         "return mask & (remaining == remaining.amax(-1, keepdim=True))",
-        "algorithms/test_advantages.py",
+        "algorithms/test_advantages.py::test_score_lands_on_the_last_real_token",
     ),
     Mutant(
         "padding is in the KL penalty",
@@ -48,7 +48,7 @@ MUTANTS = (
         "algorithms/advantages.py",
         "penalty = kl_k1(logprobs, ref_logprobs).masked_fill(~mask, 0.0)",
         "penalty = kl_k1(logprobs, ref_logprobs)",
-        "algorithms/test_advantages.py",
+        "algorithms/test_advantages.py::test_score_lands_on_the_last_real_token",
     ),
     Mutant(
         "GAE looks at padding's values",
@@ -56,7 +56,7 @@ MUTANTS = (
         "algorithms/advantages.py",
         "next_value = torch.where(counts, value, next_value)",
         "next_value = value",
-        "algorithms/test_advantages.py",
+        "algorithms/test_advantages.py::test_gae_equals_its_definition",
     ),
     Mutant(
         "GAE carries advantages through padding",
@@ -64,7 +64,7 @@ MUTANTS = (
         "algorithms/advantages.py",
         "advantage = torch.where(counts, delta + gamma * lam * advantage, advantage)",
         "advantage = delta + gamma * lam * advantage",
-        "algorithms/test_advantages.py",
+        "algorithms/test_advantages.py::test_gae_equals_its_definition",
     ),
     Mutant(
         "GAE forgets to discount the next value",
@@ -72,7 +72,7 @@ MUTANTS = (
         "algorithms/advantages.py",
         "delta = reward + gamma * next_value - value",
         "delta = reward + next_value - value",
-        "algorithms/test_advantages.py",
+        "algorithms/test_advantages.py::test_gae_by_hand",
     ),
     Mutant(
         "returns are the advantages",
@@ -80,7 +80,7 @@ MUTANTS = (
         "algorithms/advantages.py",
         "return advantages, advantages + values",
         "return advantages, advantages",
-        "algorithms/test_advantages.py",
+        "algorithms/test_advantages.py::test_gae_by_hand",
     ),
     Mutant(
         "a cut-off response is scored",
@@ -88,7 +88,7 @@ MUTANTS = (
         "algorithms/advantages.py",
         "scores = scores.masked_fill(~scored, 0.0)",
         "scores = scores + 0.0",
-        "algorithms/test_advantages.py",
+        "algorithms/test_advantages.py::test_score_lands_on_the_last_real_token",
     ),
     Mutant(
         "leave-one-out leaves nothing out",
@@ -96,7 +96,7 @@ MUTANTS = (
         "algorithms/advantages.py",
         "others = (groups.sum(-1, keepdim=True) - groups) / count.clamp(min=1)",
         "others = groups.sum(-1, keepdim=True) / (count + 1)",
-        "algorithms/test_advantages.py",
+        "algorithms/test_advantages.py::test_rloo_by_hand",
     ),
     Mutant(
         "a group of equal rewards is divided by zero",
@@ -104,7 +104,7 @@ MUTANTS = (
         "algorithms/advantages.py",
         "return (centred / (std + eps)).flatten()",
         "return (centred / std).flatten()",
-        "algorithms/test_advantages.py",
+        "algorithms/test_advantages.py::test_group_advantages_by_hand",
     ),
     Mutant(
         "the group's spread is the population's",
@@ -112,7 +112,7 @@ MUTANTS = (
         "algorithms/advantages.py",
         "/ (count - 1).clamp(min=1)).sqrt()",
         "/ count.clamp(min=1)).sqrt()",
-        "algorithms/test_advantages.py",
+        "algorithms/test_advantages.py::test_group_advantages_by_hand",
     ),
     Mutant(
         "DPO's reference has the wrong sign",
@@ -120,7 +120,7 @@ MUTANTS = (
         "algorithms/dpo.py",
         "return beta * (widened(logprobs) - widened(ref_logprobs))",
         "return beta * (widened(logprobs) + widened(ref_logprobs))",
-        "algorithms/test_preference_losses.py",
+        "algorithms/test_preference_losses.py::test_cdpo_by_hand",
     ),
     Mutant(
         "chosen and rejected change places",
@@ -128,7 +128,7 @@ MUTANTS = (
         "algorithms/reward_modeling.py",
         "return -logsigmoid(widened(chosen_scores) - widened(rejected_scores))",
         "return -logsigmoid(widened(rejected_scores) - widened(chosen_scores))",
-        "algorithms/test_preference_losses.py",
+        "algorithms/test_preference_losses.py::test_cdpo_by_hand",
     ),
     Mutant(
         "label smoothing keeps the label",
@@ -136,7 +136,7 @@ MUTANTS = (
         "algorithms/dpo.py",
         "return (1 - label_smoothing) * kept + label_smoothing * flipped",
         "return (1 - label_smoothing) * kept - label_smoothing * flipped",
-        "algorithms/test_preference_losses.py",
+        "algorithms/test_preference_losses.py::test_cdpo_by_hand",
     ),
     Mutant(
         "IPO's target is 1/beta",
@@ -144,7 +144,7 @@ MUTANTS = (
         "algorithms/ipo.py",
         "(margins - 1 / (2 * beta)).square()",
         "(margins - 1 / beta).square()",
-        "algorithms/test_preference_losses.py",
+        "algorithms/test_preference_losses.py::test_ipo_by_hand",
     ),
     Mutant(
         "SimPO's margin is added",
@@ -152,7 +152,7 @@ MUTANTS = (
         "algorithms/simpo.py",
         "return -logsigmoid(margins - gamma)",
         "return -logsigmoid(margins + gamma)",
-        "algorithms/test_preference_losses.py",
+        "algorithms/test_preference_losses.py::test_simpo_by_hand",
     ),
     Mutant(
         "SimPO is not divided by length",
@@ -160,7 +160,7 @@ MUTANTS = (
         "algorithms/simpo.py",
         "return beta * widened(logprobs) / lengths",
         "return beta * widened(logprobs)",
-        "algorithms/test_preference_losses.py",
+        "algorithms/test_preference_losses.py::test_simpo_by_hand",
     ),
     Mutant(
         "KTO's reference point goes below zero",
@@ -168,7 +168,7 @@ MUTANTS = (
         "algorithms/kto.py",
         ".detach().mean().clamp_min(0.0)",
         ".detach().mean()",
-        "algorithms/test_preference_losses.py",
+        "algorithms/test_preference_losses.py::test_ktos_reference_point_is_a_mean_that_is_not_negative_and_has_no_gradient",
     ),
     Mutant(
         "KTO's reference point is learnt through",
@@ -176,7 +176,7 @@ MUTANTS = (
         "algorithms/kto.py",
         "device=ratios.device).detach()",
         "device=ratios.device)",
-        "algorithms/test_preference_losses.py",
+        "algorithms/test_preference_losses.py::test_ktos_reference_point_is_a_mean_that_is_not_negative_and_has_no_gradient",
     ),
     Mutant(
         "PPO clips pessimism away",
@@ -184,7 +184,7 @@ MUTANTS = (
         "algorithms/ppo.py",
         "    return torch.maximum(unclipped, clipped)\n\n\ndef clip_fraction",
         "    return torch.minimum(unclipped, clipped)\n\n\ndef clip_fraction",
-        "algorithms/test_losses.py",
+        "algorithms/test_losses.py::test_clipped_policy_loss_by_hand",
     ),
     Mutant(
         "the ratio is of log-probs",
@@ -192,7 +192,7 @@ MUTANTS = (
         "algorithms/ppo.py",
         "ratio = (widened(logprobs) - widened(old_logprobs)).exp()",
         "ratio = widened(logprobs) / widened(old_logprobs)",
-        "algorithms/test_losses.py",
+        "algorithms/test_losses.py::test_clipped_policy_loss_by_hand",
     ),
     Mutant(
         "the value clip is optimistic",
@@ -200,7 +200,7 @@ MUTANTS = (
         "algorithms/ppo.py",
         "0.5 * torch.maximum(error, (clipped - returns).square())",
         "0.5 * torch.minimum(error, (clipped - returns).square())",
-        "algorithms/test_losses.py",
+        "algorithms/test_losses.py::test_clipped_losses_bound_the_plain_ones_from_above",
     ),
     Mutant(
         "the approximate KL is the other way round",
@@ -208,7 +208,7 @@ MUTANTS = (
         "algorithms/ppo.py",
         "return kl_k3(old_logprobs, logprobs)",
         "return kl_k3(logprobs, old_logprobs)",
-        "algorithms/test_losses.py",
+        "algorithms/test_losses.py::test_approx_kl_estimates_the_old_policys_kl_to_the_new",
     ),
     Mutant(
         "k3 has k1's sign",
@@ -216,7 +216,7 @@ MUTANTS = (
         "algorithms/divergence.py",
         "return torch.expm1(-difference) + difference",
         "return torch.expm1(difference) - difference",
-        "algorithms/test_losses.py",
+        "algorithms/test_losses.py::test_approx_kl_estimates_the_old_policys_kl_to_the_new",
     ),
     Mutant(
         "k2 lacks its half",
@@ -224,7 +224,7 @@ MUTANTS = (
         "algorithms/divergence.py",
         "return 0.5 * kl_k1(logprobs, ref_logprobs).square()",
         "return kl_k1(logprobs, ref_logprobs).square()",
-        "algorithms/test_losses.py",
+        "algorithms/test_losses.py::test_kl_estimators_by_hand",
     ),
     Mutant(
         "the KL's gradient is that of its value",
@@ -232,7 +232,7 @@ MUTANTS = (
         "algorithms/online_kl.py",
         "return ratios + weights * (wide - wide.detach())",
         "return ratios + (wide - wide.detach())",
-        "algorithms/test_preference_losses.py",
+        "algorithms/test_preference_losses.py::test_the_online_kls_mean_value_and_gradient_are_the_kls",
     ),
     Mutant(
         "a mean over the batch's rows and columns",
@@ -240,7 +240,7 @@ MUTANTS = (
         "algorithms/masking.py",
         "count = mask.sum() if denominator is None else denominator",
         "count = mask.numel() if denominator is None else denominator",
-        "algorithms/test_masking.py",
+        "algorithms/test_masking.py::test_sum_and_mean_by_hand",
     ),
     Mutant(
         "whitening counts padding",
@@ -248,7 +248,7 @@ MUTANTS = (
         "algorithms/masking.py",
         "count = mask.sum().double()",
         "count = torch.tensor(float(mask.numel())).double()",
-        "algorithms/test_masking.py",
+        "algorithms/test_masking.py::test_nan_outside_the_mask_reaches_neither_value_nor_gradient",
     ),
     Mutant(
         "equal advantages are blown up by rounding",
@@ -256,7 +256,7 @@ MUTANTS = (
         "algorithms/masking.py",
         "kept = mask & (std > _RESOLUTION * mean.abs())",
         "kept = mask",
-        "algorithms/test_masking.py",
+        "algorithms/test_masking.py::test_no_spread_normalizes_to_zeros",
     ),
     Mutant(
         "moments of two parts forget their distance",
@@ -264,7 +264,7 @@ MUTANTS = (
         "algorithms/masking.py",
         "a.m2 + b.m2 + shift.square() * a.count * share",
         "a.m2 + b.m2",
-        "algorithms/test_masking.py",
+        "algorithms/test_masking.py::test_moments_of_parts_merge_into_those_of_the_whole",
     ),
     Mutant(
         "the EMA runs the wrong way",
@@ -272,7 +272,7 @@ MUTANTS = (
         "algorithms/averaging.py",
         "zip(targets, sources)], eta)",
         "zip(targets, sources)], 1 - eta)",
-        "algorithms/test_state.py",
+        "algorithms/test_state.py::test_ema_by_hand_keeps_storage_and_carries_no_gradient",
     ),
     Mutant(
         "value normalisation forgets its debiasing",
@@ -280,7 +280,7 @@ MUTANTS = (
         "algorithms/averaging.py",
         "return float(self._mean / self._weight) if self._weight else 0.0",
         "return float(self._mean) if self._weight else 0.0",
-        "algorithms/test_state.py",
+        "algorithms/test_state.py::test_one_update_is_debiased_to_the_batch_itself",
     ),
     Mutant(
         "the adaptive coefficient is not clipped",
@@ -288,7 +288,7 @@ MUTANTS = (
         "algorithms/controllers.py",
         "error = min(max(kl / self.target - 1, -0.2), 0.2)",
         "error = kl / self.target - 1",
-        "algorithms/test_state.py",
+        "algorithms/test_state.py::test_adaptive_kl_by_hand",
     ),
     Mutant(
         "log-probs are taken of log-probs",
@@ -296,7 +296,7 @@ MUTANTS = (
         "algorithms/logprobs.py",
         "return _log_softmax(logits).gather(-1, tokens.unsqueeze(-1)).squeeze(-1)",
         "return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)",
-        "algorithms/test_logprobs.py",
+        "algorithms/test_logprobs.py::test_token_logprobs_are_a_shift_free_log_softmax",
     ),
     Mutant(
         "entropy of forbidden tokens is NaN",
@@ -304,7 +304,7 @@ MUTANTS = (
         "algorithms/logprobs.py",
         "finite = logprobs.masked_fill(logprobs.isneginf(), 0.0)",
         "finite = logprobs",
-        "algorithms/test_logprobs.py",
+        "algorithms/test_logprobs.py::test_gradients_with_and_without_forbidden_tokens",
     ),
     Mutant(
         "top-p drops the token that crosses",
@@ -312,7 +312,7 @@ MUTANTS = (
         "algorithms/logprobs.py",
         "before >= top_p)",
         "before + probs >= top_p)",
-        "algorithms/test_logprobs.py",
+        "algorithms/test_logprobs.py::test_top_k_and_top_p_by_hand",
     ),
     # --- what is scored and sampled
     Mutant(
@@ -321,7 +321,7 @@ MUTANTS = (
         "models/scoring.py",
         "wanted = F.pad(response_mask[:, 1:], (0, 1))",
         "wanted = response_mask",
-        "models/test_scoring.py",
+        "models/test_scoring.py::test_equals_the_full_computation",
     ),
     Mutant(
         "scoring forgets the temperature",
@@ -329,7 +329,7 @@ MUTANTS = (
         "models/scoring.py",
         "widened(logits), temperature=self.temperature, top_k",
         "widened(logits), temperature=1.0, top_k",
-        "models/test_scoring.py",
+        "models/test_scoring.py::test_equals_the_full_computation",
     ),
     Mutant(
         "the critic reads the state after the token",
@@ -337,7 +337,7 @@ MUTANTS = (
         "models/heads.py",
         "values = critic.score(hidden_at(critic.trunk, tokens, F.pad(response_mask[:, 1:], (0, 1)))).squeeze(-1)",
         "values = critic.score(hidden_at(critic.trunk, tokens, response_mask)).squeeze(-1)",
-        "models/test_models.py",
+        "training/test_ppo_by_hand.py::test_log_probs_and_estimates_are_the_derived_ones",
     ),
     Mutant(
         "the reward model reads the first pad",
@@ -345,7 +345,7 @@ MUTANTS = (
         "models/heads.py",
         "== (lengths - 1).unsqueeze(-1)",
         "== lengths.clamp(max=tokens.shape[1] - 1).unsqueeze(-1)",
-        "models/test_models.py",
+        "models/test_models.py::test_scores_do_not_depend_on_the_grouping",
     ),
     Mutant(
         "a row goes on after its end",
@@ -353,7 +353,7 @@ MUTANTS = (
         "rollout/native.py",
         "running = running & ~stopped",
         "running = running.clone()",
-        "rollout/test_native.py",
+        "rollout/test_native.py::test_a_rollout_is_consistent",
     ),
     Mutant(
         "the length lacks the end token",
@@ -361,7 +361,7 @@ MUTANTS = (
         "rollout/native.py",
         "lengths[live[running]] = row_at[running] + 1",
         "lengths[live[running]] = row_at[running]",
-        "rollout/test_native.py",
+        "rollout/test_native.py::test_a_rollout_is_consistent",
     ),
     Mutant(
         "draws follow the place in the batch",
@@ -369,7 +369,7 @@ MUTANTS = (
         "rollout/native.py",
         "_draw(processed, None if draws is None else draws[live, position])",
         "_draw(processed, None if draws is None else draws[: len(live), position])",
-        "rollout/test_native.py",
+        "rollout/test_native.py::test_a_sample_does_not_depend_on_its_batch",
     ),
     Mutant(
         "a truncated response counts as ended",
@@ -377,7 +377,7 @@ MUTANTS = (
         "rollout/native.py",
         "stopped = running & (new[:, None] == ends).any(1)",
         "stopped = running & ((new[:, None] == ends).any(1) | (position == limit - 1))",
-        "rollout/test_native.py",
+        "rollout/test_native.py::test_a_rollout_is_consistent",
     ),
     Mutant(
         "two BOS",
@@ -385,7 +385,7 @@ MUTANTS = (
         "data/chat.py",
         "return [self.bos_id, *ids[count:]] if",
         "return [self.bos_id, *ids] if",
-        "data_reading/test_chat.py",
+        "data_reading/test_chat.py::test_there_is_one_bos_or_none",
     ),
     Mutant(
         "an answer without its end",
@@ -393,7 +393,7 @@ MUTANTS = (
         "data/chat.py",
         "return [*self._plain.encode(text, add_special_tokens=False).ids, self.end_id]",
         "return [*self._plain.encode(text, add_special_tokens=False).ids]",
-        "data_reading/test_chat.py",
+        "data_reading/test_chat.py::test_special_tokens_stand_where_the_layout_says",
     ),
     Mutant(
         "a user's text becomes a special token",
@@ -401,7 +401,7 @@ MUTANTS = (
         "data/chat.py",
         "            ids += self._plain.encode(text, add_special_tokens=False).ids\n",
         "            ids += self._tokenizer.encode(text, add_special_tokens=False).ids\n",
-        "data_reading/test_chat.py",
+        "data_reading/test_chat.py::test_text_of_a_user_never_becomes_a_special_token",
     ),
     Mutant(
         "rows are left out of the mask",
@@ -409,7 +409,7 @@ MUTANTS = (
         "data/batches.py",
         "mask = (index >= prompts[:, None]) & (index < lengths[:, None])",
         "mask = (index > prompts[:, None]) & (index < lengths[:, None])",
-        "test_batches.py",
+        "test_batches.py::test_collate_by_hand",
     ),
     # --- training
     Mutant(
@@ -418,7 +418,7 @@ MUTANTS = (
         "training/sft.py",
         "return masked_sum(sft_loss(logprobs), mask[rows, :width]) / count",
         "return masked_sum(sft_loss(logprobs), mask[rows, :width]) / int(mask[rows].sum())",
-        "training/test_page_contract.py",
+        "training/test_page_contract.py::test_the_size_of_micro_batches_changes_rounding_only",
     ),
     Mutant(
         "a NaN is applied",
@@ -426,7 +426,7 @@ MUTANTS = (
         "training/step.py",
         "if not (math.isfinite(total) and math.isfinite(norm)):",
         "if False:",
-        "test_step.py",
+        "test_step.py::test_a_loss_that_is_not_finite_is_not_applied",
     ),
     Mutant(
         "gradients of the last step stay",
@@ -434,7 +434,7 @@ MUTANTS = (
         "training/step.py",
         "    optimizer.zero_grad(set_to_none=True)\n    for values in sums:",
         "    for values in sums:",
-        "test_step.py",
+        "test_step.py::test_a_new_step_forgets_the_old_gradient",
     ),
     Mutant(
         "the schedule never warms up",
@@ -442,7 +442,7 @@ MUTANTS = (
         "training/step.py",
         "return peak * (step + 1) / warmup",
         "return peak * step / warmup",
-        "test_step.py",
+        "test_step.py::test_schedules_by_hand",
     ),
     Mutant(
         "the rows of an epoch are drawn again every step",
@@ -450,7 +450,7 @@ MUTANTS = (
         "training/sft.py",
         "order = permutation(seed, purpose, epoch, count)",
         "order = permutation(seed, purpose, step, count)",
-        "training/test_page_contract.py",
+        "training/test_epochs.py::test_epochs_laid_end_to_end_hold_every_row_once_each",
     ),
     Mutant(
         "a judge's infinity is trained on",
@@ -458,7 +458,7 @@ MUTANTS = (
         "training/feedback.py",
         "    if bool(raw.isinf().any()):",
         "    if False:",
-        "training/test_not_finite.py",
+        "training/test_not_finite.py::test_a_reward_model_that_gives_no_finite_score_stops_the_run",
     ),
     # --- never lose work
     Mutant(
@@ -467,7 +467,7 @@ MUTANTS = (
         "runs/checkpoint.py",
         "            held.setdefault(int(index), {})[name] = tensor.clone()\n",
         "            pass\n",
-        "runs/test_checkpoint.py",
+        "runs/test_checkpoint.py::test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit",
     ),
     Mutant(
         "older state goes first",
@@ -475,7 +475,7 @@ MUTANTS = (
         "runs/checkpoint.py",
         "[s for s in steps(folder) if s <= step][:-KEPT]",
         "[s for s in steps(folder) if s <= step]",
-        "runs/test_checkpoint.py",
+        "runs/test_checkpoint.py::test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit",
     ),
     Mutant(
         "no digest is compared",
@@ -483,7 +483,7 @@ MUTANTS = (
         "runs/checkpoint.py",
         "        if found != expected:\n",
         "        if False:\n",
-        "runs/test_checkpoint.py",
+        "runs/test_checkpoint.py::test_one_flipped_bit_is_found_and_the_one_before_is_used",
     ),
     Mutant(
         "checkpoints are ordered as text",
@@ -491,7 +491,7 @@ MUTANTS = (
         "runs/checkpoint.py",
         'return sorted(int(path.name.removeprefix("step-")) for path in',
         'return list(int(path.name.removeprefix("step-")) for path in',
-        "runs/test_checkpoint.py",
+        "runs/test_checkpoint.py::test_one_flipped_bit_is_found_and_the_one_before_is_used",
     ),
     Mutant(
         "nothing is synced",
@@ -499,7 +499,7 @@ MUTANTS = (
         "runs/durable.py",
         "        os.fsync(handle)\n",
         "        pass\n",
-        "reliability/test_disk.py",
+        "reliability/test_disk.py::test_at_every_operation_of_a_save_a_complete_checkpoint_is_there_and_the_run_goes_on",
     ),
     Mutant(
         "rows of lost steps stay",
@@ -507,7 +507,7 @@ MUTANTS = (
         "runs/cell.py",
         'if row.get("step", 0) <= step]',
         "if True]",
-        "runs/test_cell.py",
+        "runs/test_cell.py::test_rewind_drops_later_rows_and_a_half_line",
     ),
     Mutant(
         "a half-written line ends the reading",
@@ -515,7 +515,7 @@ MUTANTS = (
         "runs/cell.py",
         '            if not line.endswith(b"\\n"):\n                return\n',
         "",
-        "runs/test_cell.py",
+        "runs/test_cell.py::test_rewind_drops_later_rows_and_a_half_line",
     ),
     Mutant(
         "a changed file is the same input",
@@ -523,7 +523,7 @@ MUTANTS = (
         "study/origins.py",
         '        return hashlib.file_digest(file, "sha256").hexdigest()',
         '        return "same"',
-        "reliability/test_refusals.py",
+        "reliability/test_refusals.py::test_a_file_that_was_changed_is_named_with_both_digests",
     ),
     Mutant(
         "anyone may write",
@@ -531,7 +531,7 @@ MUTANTS = (
         "runs/lock.py",
         "        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
         "        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
-        "runs/test_lock.py",
+        "runs/test_lock.py::test_a_second_process_is_refused_and_told_by_whom",
     ),
     Mutant(
         "SIGTERM saves nothing",
@@ -539,7 +539,7 @@ MUTANTS = (
         "training/stage.py",
         "            stopping.end_of_step(",
         "            (lambda save: None)(",
-        "reliability/test_stops.py",
+        "reliability/test_stops.py::test_a_stop_is_saved_within_seconds_and_changes_nothing",
     ),
     Mutant(
         "another format is read as if there were nothing",
@@ -547,7 +547,7 @@ MUTANTS = (
         "runs/checkpoint.py",
         "    if written != FORMAT:\n        raise RunError(",
         '    if written != FORMAT:\n        return "" or str(',
-        "reliability/test_refusals.py",
+        "reliability/test_refusals.py::test_a_checkpoint_of_another_format_is_not_begun_anew_without_a_word",
     ),
     # --- data
     Mutant(
@@ -556,7 +556,7 @@ MUTANTS = (
         "data/sources.py",
         'return raw.removeprefix(b"\\xef\\xbb\\xbf")',
         "return raw",
-        "data_reading/test_good_rows.py",
+        "data_reading/test_good_rows.py::test_what_may_vary_between_files_changes_no_row",
     ),
     Mutant(
         "NaN is a number of a row",
@@ -564,7 +564,7 @@ MUTANTS = (
         "data/sources.py",
         "def _refuse_constant(name: str) -> None:\n",
         "def _refuse_constant(name: str) -> float:\n    return float(name)\n",
-        "data_reading/test_malformed_rows.py",
+        "data_reading/test_malformed_rows.py::test_a_bad_row_of_pairs_is_named",
     ),
     Mutant(
         "a key twice takes the last",
@@ -572,7 +572,7 @@ MUTANTS = (
         "data/sources.py",
         "def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:\n",
         "def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:\n    return dict(pairs)\n",
-        "data_reading/test_malformed_rows.py",
+        "data_reading/test_malformed_rows.py::test_a_bad_row_of_pairs_is_named",
     ),
     Mutant(
         "draws hang on the batch",
@@ -580,7 +580,7 @@ MUTANTS = (
         "seeds.py",
         "    counters[:, :, 1] = (ids & _LOW)[:, None]\n",
         "    counters[:, :, 1] = np.arange(len(ids), dtype=np.uint64)[:, None]\n",
-        "test_seeds.py",
+        "test_seeds.py::test_a_row_depends_on_its_own_id_alone",
     ),
     Mutant(
         "the step is no part of a draw",
@@ -588,7 +588,7 @@ MUTANTS = (
         "seeds.py",
         "    counters[:, :, 3] = np.uint64(step)\n",
         "    counters[:, :, 3] = np.uint64(0)\n",
-        "test_seeds.py",
+        "test_seeds.py::test_each_part_of_the_name_matters",
     ),
     # --- evaluation
     Mutant(
@@ -597,6 +597,6 @@ MUTANTS = (
         "evaluation/passk.py",
         "return float(1 - Fraction(comb(n - c, k), comb(n, k)))",
         "return 1 - (1 - c / n) ** k",
-        "evaluation/test_passk.py",
+        "evaluation/test_passk.py::test_pass_at_k_is_the_share_of_subsets_with_a_success",
     ),
 )

@@ -31,7 +31,8 @@ def disk(tmp_path_factory) -> Path:
 
 
 def _run(disk: Path, folder: Path, *more: str) -> subprocess.CompletedProcess:
-    environment = os.environ | {"LD_PRELOAD": str(disk), "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}"}
+    path = os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH", ""), str(ROOT), str(ROOT / "src"))))
+    environment = os.environ | {"LD_PRELOAD": str(disk), "PYTHONPATH": path}
     command = [sys.executable, "-m", "tests.reliability.disk_runs", str(folder), *more]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, cwd=ROOT)
 
