@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from trueline.distributed.started import is_leader, processes
 from trueline.errors import InputError, TruelineError
 from trueline.runs import stopping
 
@@ -71,6 +72,8 @@ def main() -> None:
     """Run the program; errors of the user's input end in one line and exit code 2."""
     stopping.in_program(_kill_children)
     try:
+        if processes() > 1:
+            _check_together()
         code = app(standalone_mode=False)
     except TruelineError as error:
         _fail(str(error), error.exit_code)
@@ -101,8 +104,18 @@ def _children() -> list:
     return multiprocessing.active_children()
 
 
+def _check_together() -> None:
+    """Of what torchrun starts: a command that several processes can run, and one process that speaks."""
+    console.quiet = not is_leader()
+    known = ("study", "sft", "reward", "dpo", "dpo-iter", "ppo", "rloo", "cdpo", "ipo", "dpo-positive", "kto")
+    if sys.argv[1:2] and sys.argv[1] not in known:
+        remedy = f"start it without torchrun; together: {', '.join(known)}"
+        raise InputError(f"{sys.argv[1]} runs in one process", where="command line", field="COMMAND", remedy=remedy)
+
+
 def _fail(text: str, code: int) -> None:
-    print(f"trueline: {text}", file=sys.stderr)
+    if is_leader():
+        print(f"trueline: {text}", file=sys.stderr)
     sys.exit(code)
 
 

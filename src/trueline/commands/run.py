@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from trueline.commands.screen import Screen, show_arms
+from trueline.distributed.started import is_leader, processes
+from trueline.errors import InputError
 from trueline.models import kernels
 from trueline.runs.cell import read_json
 from trueline.study.design import Design, Node, nodes_of_stage, nodes_of_study, nodes_of_trials, variants
 from trueline.study.execute import Executor
-from trueline.study.record import chosen_settings, claim, complete, identity_of, manifest_of, stage_index
+from trueline.study.record import Identity, chosen_settings, claim, complete, identity_of, manifest_of, stage_index
 from trueline.study.report import build
 from trueline.study.tuning import best_of, draw, read_trials, record_of
 from trueline.tasks.task import Task
@@ -34,12 +38,14 @@ def run_study(
     """Run every cell that is not there yet, judge, write the report, show the last screen; returns report.json."""
     task.demonstrations(sections["study"].seeds[0])  # raises where a file has nothing to imitate
     identity = identity_of(task.name, sections, task.describe())
-    with claim(directory, identity, command):
+    with _held(directory, identity, command, sections):
         worlds = variants(sections["study"], sections["world"])
         began = time.perf_counter()
         design, tuning = _tune(task, design_of(task, sections), directory, console)
         nodes = nodes_of_study(design)
         cells = execute(task, sections, directory, nodes, console, named=None)
+        if not is_leader():
+            return {}
         manifest = manifest_of(task, design.sections, identity, command, worlds, nodes, cells)
         complete(directory, manifest | {"tuning": tuning}, nodes, cells)
         if tuning:
@@ -53,6 +59,37 @@ def run_study(
         console.print(f"The same on your own data: {report['own_data_command']}", markup=False)
         console.print(f"Train what it recommends:  trueline train {directory / 'report.json'} -o DIR", markup=False)
         return report
+
+
+@contextmanager
+def _held(directory: Path, identity: Identity, command: str, sections: Mapping[str, Any]) -> Iterator[None]:
+    """The directory, claimed for this run; among several processes by the one that leads, once all want the same."""
+    if processes() == 1:
+        with claim(directory, identity, command):
+            yield
+        return
+    import torch
+
+    from trueline.distributed.world import join, leave
+
+    if sections["model"].lora_rank:
+        raise InputError(
+            "adapters are trained in one process", where="settings", field="model.lora_rank",
+            remedy="leave it out, or start one process",
+        )  # fmt: skip
+    world = join("cuda" if sections["train"].device != "cpu" and torch.cuda.is_available() else "cpu")
+    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.size))
+    wanted = world.everyone((identity.digest, str(directory)))
+    if len(set(wanted)) > 1:
+        raise InputError(
+            f"the {world.size} processes do not run the same: {len(set(wanted))} kinds of settings or directories",
+            where="settings", remedy="start every process with the same command on the same files",
+        )  # fmt: skip
+    with claim(directory, identity, command) if world.leads else nullcontext():
+        world.meet()
+        yield
+        world.meet()
+    leave()
 
 
 def _tune(task: Task, design: Design, directory: Path, console: Console) -> tuple[Design, dict[str, Any]]:
@@ -93,9 +130,11 @@ def run_stage(
     """Train one stage at each seed, with the stages before it where their cells are not there yet."""
     task.demonstrations(sections["study"].seeds[0])  # raises where a file has nothing to imitate
     identity = identity_of(task.name, sections, {**task.describe(), "stage": stage})
-    with claim(directory, identity, command):
+    with _held(directory, identity, command, sections):
         nodes = [n for seed in sections["study"].seeds for n in nodes_of_stage(design_of(task, sections), stage, seed)]
         cells = execute(task, sections, directory, nodes, console, named=stage)
+        if not is_leader():
+            return cells
         stage_index(directory, nodes, cells)
         for node in nodes:
             if node.arm == stage:

@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trueline.errors import InputError
+from trueline.models.decoder import Headed
 from trueline.models.folders import PEFT, check_folder, read_object
 from trueline.models.foreign import ForeignConfig, ForeignTrunk, foreign_config, load_foreign, quiet
 from trueline.models.hub import local_folder
@@ -146,7 +147,7 @@ class AdapterTrunk(ForeignTrunk):
         return super()._apply(fn, recurse)
 
 
-class AdapterDecoder(nn.Module):
+class AdapterDecoder(Headed):
     """The shared base with its own language-model head, seen through one adapter."""
 
     def __init__(self, trunk: AdapterTrunk) -> None:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,10 @@ from torch.utils.checkpoint import checkpoint
 
 from trueline.models.fused import rotate
 
-__all__ = ["Decoder", "DecoderConfig", "KVCache", "Precision", "Trunk", "in_precision"]
+__all__ = ["Decoder", "DecoderConfig", "Headed", "KVCache", "Precision", "Trunk", "in_precision"]
 
 Precision = Literal["fp32", "bf16"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -266,7 +267,15 @@ class Trunk(nn.Module):
             raise ValueError(f"{length} tokens exceed the model's context of {self.config.max_positions}")
 
 
-class Decoder(nn.Module):
+class Headed(nn.Module):
+    """A trunk with a head that are called apart from each other."""
+
+    def with_weights(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """`function(self, *arguments)`: weights that lie in parts among processes are put together for it."""
+        return function(self, *arguments)
+
+
+class Decoder(Headed):
     """A trunk with a language-model head: the policy and the reference."""
 
     def __init__(self, config: DecoderConfig) -> None:

@@ -17,10 +17,11 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def fingerprint_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """The same for a mapping of names to tensors."""
+    """The same for a mapping of names to tensors. Where they lie in parts, every process must ask."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
+        tensor = tensors[name].detach()
+        tensor = (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]

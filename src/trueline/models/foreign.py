@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from trueline.errors import InputError
-from trueline.models.decoder import Precision, in_precision
+from trueline.models.decoder import Headed, Precision, in_precision
 from trueline.models.folders import check_weights, read_end_ids
 
 __all__ = [
@@ -172,7 +172,7 @@ class ForeignTrunk(nn.Module):
             raise ValueError(f"{length} tokens exceed the model's context of {self.config.max_positions}")
 
 
-class ForeignDecoder(nn.Module):
+class ForeignDecoder(Headed):
     """A trunk with a language-model head; `causal` is transformers' model that both belong to."""
 
     def __init__(self, causal: nn.Module, config: ForeignConfig) -> None:

@@ -6,14 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from trueline.models.decoder import Decoder, Trunk
+from trueline.models.decoder import Decoder, Headed, Trunk
 from trueline.models.packed_trunk import hidden_at
 from trueline.models.protocol import Backbone, Shape
 
 __all__ = ["ScalarModel", "last_scores", "last_values", "response_values", "scalar_from"]
 
 
-class ScalarModel(nn.Module):
+class ScalarModel(Headed):
     """tokens [B, T] (right-padded) -> one scalar per token [B, T].
 
     A reward model has no bias and is saved as a one-label sequence classifier; a critic has one and is saved as a
@@ -54,6 +54,10 @@ def response_values(critic: ScalarModel, tokens: Tensor, response_mask: Tensor) 
     """The critic's value of the state **before** each response token, [B, T] with zeros elsewhere."""
     if bool(response_mask[:, 0].any()):
         raise ValueError("response_mask must be False at index 0: there is no state before the first token")
+    return critic.with_weights(_response_values, tokens, response_mask)
+
+
+def _response_values(critic: ScalarModel, tokens: Tensor, response_mask: Tensor) -> Tensor:
     values = critic.score(hidden_at(critic.trunk, tokens, F.pad(response_mask[:, 1:], (0, 1)))).squeeze(-1)
     return torch.zeros(tokens.shape, dtype=values.dtype, device=values.device).masked_scatter(response_mask, values)
 
@@ -66,6 +70,10 @@ def last_scores(model: ScalarModel, tokens: Tensor, lengths: Tensor, prompt_leng
     wanted = torch.arange(tokens.shape[1], device=tokens.device) == (lengths - 1).unsqueeze(-1)
     if prompt_lengths is None:
         prompt_lengths = torch.zeros_like(lengths)
+    return model.with_weights(_scores, tokens, wanted, prompt_lengths)
+
+
+def _scores(model: ScalarModel, tokens: Tensor, wanted: Tensor, prompt_lengths: Tensor) -> Tensor:
     return model.score(hidden_at(model.trunk, tokens, wanted, prompt_lengths)).squeeze(-1)
 
 

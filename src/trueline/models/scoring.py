@@ -75,6 +75,10 @@ def response_logprobs(
 
     tokens [B, T] right-padded, response_mask [B, T] bool. Gradient flows to the model through both.
     """
+    return model.with_weights(_response_logprobs, tokens, response_mask, sampling, entropy)
+
+
+def _response_logprobs(model: Decoder, tokens: Tensor, response_mask: Tensor, sampling: Sampling, entropy: bool):
     hidden, targets = response_hidden(model, tokens, response_mask)
     keep = hidden.shape[0] * model.config.vocab_size <= _KEEP or not torch.is_grad_enabled()
     pieces = []
@@ -91,6 +95,14 @@ def response_logprobs(
 
 def exact_kl(model: Decoder, reference: Decoder, tokens: Tensor, response_mask: Tensor, sampling: Sampling) -> Tensor:
     """KL(policy || reference) of the next-token distributions at every response token, [B, T], full vocabulary."""
+
+    def with_reference(held: Decoder) -> Tensor:
+        return model.with_weights(_exact_kl, held, tokens, response_mask, sampling)
+
+    return reference.with_weights(with_reference)
+
+
+def _exact_kl(model: Decoder, reference: Decoder, tokens: Tensor, response_mask: Tensor, sampling: Sampling) -> Tensor:
     hidden, _ = response_hidden(model, tokens, response_mask)
     ref_hidden, _ = response_hidden(reference, tokens, response_mask)
     pieces = [

@@ -57,8 +57,7 @@ class Cell:
 
     def drop_stopped(self) -> None:
         """Remove what a stop saved, where a later checkpoint is there."""
-        if self.stopped.exists():
-            shutil.rmtree(self.stopped)
+        shutil.rmtree(self.stopped, ignore_errors=True)
 
     def sync_logs(self) -> None:
         """Bring the rows so far, and what else stands beside them, to the disk: a checkpoint is not to outlive them."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -30,8 +31,10 @@ __all__ = [
     "ModuleState",
     "OptimizerState",
     "Stateful",
+    "collect",
     "latest_step",
     "newest",
+    "put",
     "read_policy",
     "restore",
     "save",
@@ -59,10 +62,10 @@ class ModuleState:
         self.module = module
 
     def state(self) -> State:
-        return {name: tensor.detach() for name, tensor in self.module.state_dict().items()}, {}
+        return {name: whole_tensor(tensor.detach()) for name, tensor in self.module.state_dict().items()}, {}
 
     def load(self, state: State) -> None:
-        self.module.load_state_dict(dict(state[0]))
+        put(self.module, state[0])
 
 
 class OptimizerState:
@@ -73,7 +76,7 @@ class OptimizerState:
 
     def state(self) -> State:
         held = self.optimizer.state_dict()["state"]
-        return {f"{index}.{name}": tensor for index, slot in held.items() for name, tensor in slot.items()}, {}
+        return {f"{i}.{name}": whole_tensor(tensor) for i, slot in held.items() for name, tensor in slot.items()}, {}
 
     def load(self, state: State) -> None:
         held: dict[int, dict[str, Tensor]] = {}
@@ -81,6 +84,37 @@ class OptimizerState:
             index, name = key.split(".", 1)
             held.setdefault(int(index), {})[name] = tensor.clone()
         self.optimizer.load_state_dict({"state": held, "param_groups": self.optimizer.state_dict()["param_groups"]})
+
+
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """A tensor that lies in parts among processes put together (every process must ask); others are themselves."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+@torch.no_grad()
+def put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Load whole tensors into a module, into this process's parts where it lies in parts."""
+    own = module.state_dict()
+    if not any(hasattr(tensor, "to_local") for tensor in own.values()):
+        module.load_state_dict(dict(tensors))
+        return
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    if set(own) != set(tensors):
+        raise RuntimeError(f"the checkpoint holds other tensors: {sorted(set(own) ^ set(tensors))[:4]}")
+    for name, target in own.items():
+        value = tensors[name].to(target.device, target.dtype)
+        if isinstance(target, DTensor):
+            part = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+            target.to_local().copy_(part.to_local())
+        else:
+            target.copy_(value)
+
+
+def collect(registry: Mapping[str, Stateful]) -> None:
+    """What `save` asks of every object, asked by a process that does not write: parts are put together by all."""
+    for item in registry.values():
+        item.state()
 
 
 def save(folder: Path, step: int, registry: Mapping[str, Stateful]) -> Path:

@@ -44,6 +44,8 @@ def in_program(at_once: Callable[[], None]) -> None:
             at_once()
             os._exit(128 + number)
         _seen.append(number)
+        if _saving:
+            return  # the step that runs is saved at its end
         print("\ntrueline: stopping; running steps are saved first (again: leave at once)", file=sys.stderr, flush=True)
         raise Stopped(number)
 
@@ -68,11 +70,11 @@ def requested() -> bool:
     return bool(_seen)
 
 
-def end_of_step(save: Callable[[], None]) -> None:
-    """Where a stop was asked for: save, then raise it."""
-    if _seen:
+def end_of_step(save: Callable[[], None], *, asked: bool = False) -> None:
+    """Where a stop was asked for (of this process, or `asked` of another one that computes with it): save, raise it."""
+    if _seen or asked:
         save()
-        raise Stopped(_seen[0])
+        raise Stopped(_seen[0] if _seen else signal.SIGTERM)
 
 
 @contextmanager

@@ -15,11 +15,13 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from trueline import __version__
 from trueline.config import Section, digest, to_plain
 from trueline.data.chat import ChatTokenizer
+from trueline.distributed.world import alone, current
 from trueline.errors import InputError, NumericsError, RunError
 from trueline.models.adapters import LoraSettings
 from trueline.models.checkpoints import read_config, shape_from
@@ -125,8 +127,11 @@ class Executor:
         self, directory: Path, task: Task, sections: Mapping[str, Any], report: Callable[[str, Progress], None]
     ):
         self.directory, self.task, self.sections, self.report = directory, task, sections, report
-        self.base = prepare_base(directory, task, sections)
-        self.stores = neighbours(directory)
+        world = current()
+        made = str(prepare_base(directory, task, sections)) if world.leads else None
+        self.base = Path(world.from_leader(made))
+        # what one process made is not what several make, to the bit
+        self.stores = neighbours(directory) if world.size == 1 else []
         self.cells: dict[str, Path] = {}
         self.named: str | None = None
         self.share_of_steps = 1.0
@@ -189,6 +194,8 @@ class Executor:
         """
         self.named, self.share_of_steps = named, share
         waiting = {node.key: node for node in nodes}
+        if current().size > 1:
+            return self._run_together(waiting)
         deaths = 0
         while waiting:
             crew = _Crew(self.workers())
@@ -206,6 +213,37 @@ class Executor:
             crew.kill()
             self._mourn(deaths)
         return self.cells
+
+    def _run_together(self, waiting: dict[str, Node]) -> dict[str, Path]:
+        """As `run`, among the processes of this run: each cell by all of them, one cell after another.
+
+        The leader says which comes next, for it alone writes. Cells that take no optimiser step are the leader's own.
+        """
+        world = current()
+        while waiting:
+            key, job = world.from_leader(self._next(waiting) if world.leads else None)
+            node = waiting.pop(key)
+            if job is None:
+                self.cells[key] = Path(world.from_leader(str(self.cells.get(key))))
+                continue
+            self.cells[key] = Path(job.directory)
+            self.report(key, Progress(job.directory, node.page, 0, 0, note="queued"))
+            if _saves_itself(node.page):
+                with TemporaryDirectory(prefix="trueline-") as scratch:
+                    _run_job(job, self.report, scratch)
+            elif world.leads:
+                with alone():
+                    _run_job(job, self.report)
+            world.meet()
+            self.report(key, Progress("", node.page, 1, 1, note="done"))
+        return self.cells
+
+    def _next(self, waiting: Mapping[str, Node]) -> tuple[str, Job | None]:
+        """A node that can run, and its job; None where its cell is there."""
+        for node in waiting.values():
+            if self._ready(node) and not (node.twin and node.twin in waiting):
+                return node.key, self._job(node)
+        raise RunError(f"no node can run: {', '.join(waiting)}; this is a fault of the design")
 
     def _work(self, crew: _Crew, waiting: dict[str, Node]) -> int:
         """Run what waits until nothing does, or a worker died; returns how many cells were finished.
@@ -448,13 +486,24 @@ def _device(wanted: str) -> str:
     return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
 
 
-def _run_job(job: Job) -> None:
+def _run_job(job: Job, report: Callable[[str, Progress], None] | None = None, scratch: str = "") -> None:
+    """Run one cell; progress goes to `report`, in a worker to the program.
+
+    A process that does not lead writes what it would write to `scratch`, and reads the leader's checkpoints.
+    """
     import torch
 
-    node = job.node
+    node, world = job.node, current()
     cell = Cell(Path(job.directory))
     share_verdicts(cell.directory.parent)
-    cell.open({**job.identity, "version": __version__})
+    tell_all = report or (lambda key, progress: _CHANNEL.put((key, progress)))
+    if world.leads:
+        cell.open({**job.identity, "version": __version__})
+    world.meet()
+    if not world.leads:
+        checkpoints, stopped = cell.checkpoints, cell.stopped
+        cell = Cell(Path(scratch))
+        cell.checkpoints, cell.stopped = checkpoints, stopped
     model, train = job.sections["model"], job.sections["train"]
     limits = Limits(
         model.max_prompt_tokens,
@@ -475,7 +524,7 @@ def _run_job(job: Job) -> None:
     device = _device(train.device)
 
     def tell(text: str) -> None:
-        _CHANNEL.put((node.key, Progress(cell.directory.name, node.method, 0, 0, note=text)))
+        tell_all(node.key, Progress(cell.directory.name, node.method, 0, 0, note=text))
 
     named = f"{cell.directory.name}, {node.arm}, seed {node.seed}"
     folder, settings = cell.directory.parent.parent, job.identity["config"] or {}
@@ -487,10 +536,10 @@ def _run_job(job: Job) -> None:
         ChatTokenizer.load(Path(job.base) / "tokenizer"),
         limits,
         inputs=inputs,
-        report=lambda progress: _CHANNEL.put((node.key, progress)),
+        report=lambda progress: tell_all(node.key, progress),
         charged=node.charged,
-        trackers=Trackers(train.report_to, folder, named, settings, tell) if train.report_to else None,
-        device=torch.device(device),
+        trackers=Trackers(train.report_to, folder, named, settings, tell) if train.report_to and world.leads else None,
+        device=world.device if world.size > 1 else torch.device(device),
     )
     config = node.config if isinstance(node.config, Section) else page(node.page).Config(**(node.config or {}))
     before = stage.task.machinery()

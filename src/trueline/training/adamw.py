@@ -47,10 +47,10 @@ class AdamW:
             return
         states = [self.state.get(i) or self.state.setdefault(i, _begin(p)) for i, p in held]
         adamw(
-            [p for _, p in held],
-            [p.grad for _, p in held],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            [_part(p) for _, p in held],
+            [_part(p.grad) for _, p in held],
+            [_part(state["exp_avg"]) for state in states],
+            [_part(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=True,
@@ -81,12 +81,25 @@ class AdamW:
         """Take the states; settings are the caller's, from the configuration."""
         parameters = self.param_groups[0]["params"]
         self.state = {
-            index: {
-                name: value.to(parameters[index].device, torch.float32 if name == "step" else parameters[index].dtype)
-                for name, value in slot.items()
-            }
+            index: {name: _like(value, parameters[index], name) for name, value in slot.items()}
             for index, slot in stored["state"].items()
         }
+
+
+def _part(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that lies in parts: the step is elementwise."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _like(value: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
+    if name == "step":
+        return value.to(parameter.device, torch.float32)
+    value = value.to(parameter.device, parameter.dtype)
+    if not hasattr(parameter, "to_local") or hasattr(value, "to_local"):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
 
 
 def _begin(parameter: nn.Parameter) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from trueline.algorithms.dpo import dpo_loss
 from trueline.algorithms.logprobs import sequence_logprobs
 from trueline.algorithms.online_kl import online_kl
 from trueline.data.batches import micro_batches
+from trueline.distributed.sharding import parts
 from trueline.models.decoder import Decoder
 from trueline.models.fingerprints import fingerprint
 from trueline.models.scoring import response_logprobs
@@ -136,7 +137,7 @@ def train(config: Config, stage: Stage) -> None:
         if step == 0 and same:
             start_gate(stage, metrics, name, math.log(2))
         if config.ema_eta:
-            ema_update_(reference.parameters(), policy.parameters(), eta=config.ema_eta)
+            ema_update_(parts(reference), parts(policy), eta=config.ema_eta)
         stage.end_step(step, total, metrics, policy)
         step += 1
     # 4. What it leaves.

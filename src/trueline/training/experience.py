@@ -63,7 +63,7 @@ def over_rows(stage: Stage, rollout: Rollout, function: Callable[[Tensor, Tensor
         values = function(rollout.tokens[rows, :width], rollout.response_mask[rows, :width])
         out[rows[:, None], torch.arange(width, device=out.device)] = values.float()
 
-    each(micro_batches(rollout.lengths.tolist(), token_limit, alike), compute, stage.room)
+    each(micro_batches(rollout.lengths.tolist(), token_limit, alike), compute, stage.room, [out])
     return out
 
 

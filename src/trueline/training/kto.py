@@ -15,6 +15,7 @@ from torch import Tensor
 from trueline.algorithms.averaging import ema_update_
 from trueline.algorithms.kto import kto_loss, kto_reference_point
 from trueline.data.batches import Tokenized
+from trueline.distributed.sharding import parts
 from trueline.models.fingerprints import fingerprint
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.training.pairs import read_pairs
@@ -97,7 +98,7 @@ def train(config: Config, stage: Stage) -> None:
             start_gate(stage, metrics, "loss/kto", (config.desirable_weight + config.undesirable_weight) / 4)
             start_gate(stage, metrics, "rewards/chosen", 0.0)  # an error that both sides share cancels in the loss
         if config.ema_eta:
-            ema_update_(reference.parameters(), policy.parameters(), eta=config.ema_eta)
+            ema_update_(parts(reference), parts(policy), eta=config.ema_eta)
         stage.end_step(step, total, metrics | {"kto/reference_point": float(point)}, policy)
         step += 1
     # 4. What it leaves.

@@ -7,13 +7,15 @@ it is halved and the step begun again; its result is the same but for rounding.
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from trueline.distributed.world import World, current
 
 __all__ = ["Part", "Room", "each", "is_out_of_memory"]
 
@@ -65,8 +67,16 @@ class Room:
         return True
 
 
-def each(groups: Iterable[Rows], work: Callable[[Rows], None], room: Room) -> None:
-    """`work` on every group of rows; one that does not fit is halved, as are later ones. `work` must write by rows."""
+def each(groups: Iterable[Rows], work: Callable[[Rows], None], room: Room, out: Sequence[Tensor] = ()) -> None:
+    """`work` on every group of rows; one that does not fit is halved, as are later ones. `work` must write by rows.
+
+    Among several processes each does its part of every group, and `out`, which `work` writes to and which begin at
+    zero, are put together.
+    """
+    world = current()
+    if world.size > 1:
+        _each_together(world, groups, work, out)
+        return
     waiting = list(room.divide(groups))[::-1]
     while waiting:
         rows = waiting.pop()
@@ -79,6 +89,16 @@ def each(groups: Iterable[Rows], work: Callable[[Rows], None], room: Room) -> No
         room.parts *= 2
         release()  # outside the handler: its traceback holds what is to be released
         waiting = [part for group in [*waiting, rows] for part in _parts(group, 2)[::-1]]
+
+
+def _each_together(world: World, groups: Iterable[Rows], work: Callable[[Rows], None], out: Sequence[Tensor]) -> None:
+    for rows in groups:
+        mine = world.part(rows)
+        work(mine if len(mine) else rows[:1])  # every process takes part in every pass
+        if not len(mine):
+            for tensor in out:
+                tensor[torch.as_tensor(rows[:1], device=tensor.device)] = 0
+    world.sum_(*out)
 
 
 def release() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from trueline.distributed.sharding import whole
 from trueline.errors import InputError
 from trueline.models.adapters import Quantize, fresh_adapter
 from trueline.models.checkpoints import load_decoder, load_scalar, save_model
@@ -71,7 +72,7 @@ class Lent:
     def __init__(self, stage: Stage, name: str) -> None:
         self._stage, self._name = stage, name
         self._kept: Decoder | None = load_policy(stage, name)
-        if 4 * self._kept.parameter_count < LENT_FROM:
+        if 4 * self._kept.parameter_count < LENT_FROM or stage.world.size > 1:
             return
         self._kept = self._kept.to("cpu") if stage.device.type != "cpu" else None
 
@@ -81,8 +82,8 @@ class Lent:
         if self._kept is None:
             yield load_policy(self._stage, self._name)
             return
-        yield self._kept.to(self._stage.device)
-        if 4 * self._kept.parameter_count >= LENT_FROM:
+        yield self._kept if self._stage.world.size > 1 else self._kept.to(self._stage.device)
+        if 4 * self._kept.parameter_count >= LENT_FROM and self._stage.world.size == 1:
             self._kept.to("cpu")
 
 
@@ -94,7 +95,7 @@ def load_start(stage: Stage) -> Decoder:
     if "start_pick" in stage.inputs:
         step = read_json(stage.inputs["start_pick"] / "selection.json")["picks"]["selected"]
         if step:
-            policy.load_state_dict(checkpoint.read_policy(stage.inputs["start"] / "checkpoints", step))
+            checkpoint.put(policy, checkpoint.read_policy(stage.inputs["start"] / "checkpoints", step))
     return policy
 
 
@@ -111,9 +112,11 @@ def save_policy(stage: Stage, policy: Decoder) -> None:
     """`model/`: a Hugging Face causal language model with its tokenizer."""
     ends = stage.tokenizer.end_ids  # what the policy was trained to end with, whatever its start's folder named
     stops = {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
-    save_model(policy, stage.cell / "model", generation=stops)
+    policy = whole(policy)
+    if stage.world.leads:
+        save_model(policy, stage.cell / "model", generation=stops)
+        stage.tokenizer.save(stage.cell / "model")
     stage.facts["fingerprint"] = fingerprint(policy)
-    stage.tokenizer.save(stage.cell / "model")
 
 
 def save_critic(stage: Stage, critic: ScalarModel) -> None:
@@ -131,6 +134,10 @@ def _save_classifier(stage: Stage, model: ScalarModel, folder: Path) -> None:
     tokenizer = stage.tokenizer
     spare = [tokenizer.pad_id, *tokenizer.forbidden_ids]
     pad = next((i for i in spare if i not in tokenizer.end_ids), tokenizer.pad_id)
+    model = whole(model)
+    if not stage.world.leads:
+        folder.mkdir(parents=True, exist_ok=True)
+        return
     save_model(model, folder, pad_id=pad)
     tokenizer.save(folder, pad_id=pad)
 

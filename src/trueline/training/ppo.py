@@ -22,6 +22,7 @@ from trueline.algorithms.controllers import AdaptiveKL, FixedKL
 from trueline.algorithms.masking import masked_mean, masked_sum, masked_var, normalize
 from trueline.algorithms.ppo import clipped_value_loss, explained_variance
 from trueline.config import Section
+from trueline.distributed.sharding import parts, whole
 from trueline.errors import InputError
 from trueline.models.decoder import Decoder
 from trueline.models.fingerprints import fingerprint
@@ -216,9 +217,16 @@ def _critic(config: Config, stage: Stage, policy: Decoder) -> ScalarModel:
     """A critic of its own, or a head on the policy's trunk. From the reward model it keeps the head, moved to the
     standardised scale of the scores."""
     if config.critic_trunk == "shared":
+        if stage.world.size > 1:
+            raise InputError(
+                "a trunk that policy and critic share trains in one process alone",
+                where="settings",
+                field="ppo.critic_trunk",
+                remedy="use ppo.critic_trunk=separate, or start one process",
+            )
         return stage.placed(ScalarModel(policy.config, bias=True, trunk=policy.trunk))
     if config.critic_from == "policy":
-        return stage.placed(scalar_from(policy, bias=True))
+        return stage.placed(scalar_from(whole(policy), bias=True))
     if tokenizer_of(stage) is not stage.tokenizer:
         raise InputError(
             "the reward model reads other tokens than the policy",
@@ -227,12 +235,12 @@ def _critic(config: Config, stage: Stage, policy: Decoder) -> ScalarModel:
             remedy="ppo.critic_from=policy",
         )
     source, calibration = load_reward_model(stage)
-    critic = stage.placed(scalar_from(source, bias=True, keep_head=True))
+    critic = scalar_from(whole(source), bias=True, keep_head=True)
     scale = config.reward_scale / max(calibration["std"], 1e-6)
     with torch.no_grad():
         critic.score.weight.mul_(scale)
         critic.score.bias.fill_(-calibration["mean"] * scale)
-    return critic
+    return stage.placed(critic)
 
 
 @torch.no_grad()
@@ -315,7 +323,7 @@ def _update(
 
     def follow() -> None:
         if config.ema_eta:
-            ema_update_(reference.parameters(), policy.parameters(), eta=config.ema_eta)
+            ema_update_(parts(reference), parts(policy), eta=config.ema_eta)
 
     policy_rows, critic_rows = [], []
     for epoch in range(config.epochs):

@@ -20,6 +20,7 @@ from trueline.algorithms.logprobs import sequence_logprobs
 from trueline.algorithms.reward_modeling import pairwise_accuracy
 from trueline.config import Section
 from trueline.data.batches import Tokenized, collate, micro_batches
+from trueline.distributed.sharding import parts
 from trueline.errors import InputError
 from trueline.models.decoder import Decoder
 from trueline.models.fingerprints import fingerprint
@@ -190,7 +191,7 @@ def reference_logprobs(
 def score_pairs(stage: Stage, model: Decoder, items: list[PairItem], *, count: bool = True) -> tuple[Tensor, Tensor]:
     """Sequence log-probs of both sides under `model`, two of [B]; a forward pass that is metered if `count`."""
     sides = [item.chosen for item in items] + [item.rejected for item in items]
-    values = torch.empty(len(sides), dtype=torch.float64)
+    values = torch.zeros(len(sides), dtype=torch.float64)
     alike = [*range(len(items))] * 2  # both sides of a pair share its prompt
 
     def measure(group: np.ndarray) -> None:
@@ -198,7 +199,12 @@ def score_pairs(stage: Stage, model: Decoder, items: list[PairItem], *, count: b
         logprobs, _ = response_logprobs(model, batch.tokens, batch.response_mask, stage.sampling)
         values[torch.from_numpy(group)] = sequence_logprobs(logprobs, batch.response_mask).double().cpu()
 
-    each(micro_batches([len(side) for side in sides], 2 * stage.limits.micro_tokens, alike), measure, stage.room)
+    each(
+        micro_batches([len(side) for side in sides], 2 * stage.limits.micro_tokens, alike),
+        measure,
+        stage.room,
+        [values],
+    )
     if count:
         stage.meter.forward(model.parameter_count, sum(item.tokens for item in items))
     chosen, rejected = values.chunk(2)
@@ -336,7 +342,7 @@ def fit(
         if step == 0 and same:
             start_gate(stage, metrics, name, start, tolerance=tolerance)
         if config.ema_eta:
-            ema_update_(reference.parameters(), policy.parameters(), eta=config.ema_eta)
+            ema_update_(parts(reference), parts(policy), eta=config.ema_eta)
         stage.end_step(step, total, metrics, policy)
         step += 1
     # 4. What it leaves.

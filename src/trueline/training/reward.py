@@ -15,6 +15,7 @@ from torch import Tensor
 from trueline.algorithms.reward_modeling import bradley_terry_loss, pairwise_accuracy
 from trueline.config import Section
 from trueline.data.batches import Tokenized, collate, micro_batches
+from trueline.distributed.sharding import whole
 from trueline.errors import InputError
 from trueline.models.heads import ScalarModel, last_scores, scalar_from
 from trueline.rewards.learned import LearnedReward
@@ -86,7 +87,7 @@ def train(config: Config, stage: Stage) -> None:
     held_out, items = items[:held], items[held:]
     # 2. The model: SFT's trunk, a scalar head at zero.
     policy = load_policy(stage, "sft")
-    model = stage.placed(scalar_from(policy, bias=False))
+    model = stage.placed(scalar_from(whole(policy), bias=False))
     optimizer = make_optimizer(model, config.learning_rate, weight_decay=config.weight_decay)
     order = f"reward/order/{config.member}" if config.member else "reward/order"
     total = stage.total_steps(max(1, round(config.epochs * len(items) / config.batch_size)))

@@ -16,10 +16,13 @@ import torch
 
 from trueline.data.batches import TokenBatch, Tokenized
 from trueline.data.chat import ChatTokenizer
+from trueline.distributed.sharding import shard, whole
+from trueline.distributed.world import current
 from trueline.models.adapters import LoraSettings
 from trueline.models.decoder import Decoder, Precision
 from trueline.models.heads import ScalarModel
 from trueline.models.scoring import Sampling, forbidden_mask
+from trueline.rollout.engine import RolloutEngine
 from trueline.rollout.native import NativeEngine
 from trueline.runs import checkpoint, stopping
 from trueline.runs.cell import Cell, read_jsonl
@@ -30,6 +33,7 @@ from trueline.seeds import uniforms
 from trueline.tasks.task import Task
 from trueline.training.gates import Gates
 from trueline.training.memory import Room
+from trueline.training.together import SharedEngine
 from trueline.types import Prompt
 
 __all__ = ["Limits", "Progress", "Stage"]
@@ -119,6 +123,7 @@ class Stage:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
 
     def __post_init__(self) -> None:
+        self.world = current()
         self._found = checkpoint.newest(self.cell.checkpoints, self.cell.stopped)
         self.gates = Gates(self.cell, resumed=self._found.folder is not None)
         self.facts: dict[str, Any] = {}
@@ -148,16 +153,18 @@ class Stage:
         return tuple(self.tokenizer.encode_prompt(prompt)[-self.limits.max_prompt_tokens :])
 
     def placed(self, model: Placed) -> Placed:
-        """A model on the stage's device, in its precision."""
+        """A model on the stage's device, in its precision; among several processes, its weights in parts."""
         model.trunk.precision = self.limits.precision
         if self.limits.gradient_checkpointing:
             model.trunk.compute_again()
-        return model.to(self.device)
+        return shard(model.to(self.device), self.world)
 
-    def engine(self, policy: Decoder) -> NativeEngine:
+    def engine(self, policy: Decoder) -> RolloutEngine:
         """A rollout engine that samples from `policy`."""
-        engine = NativeEngine(pad_id=self.tokenizer.pad_id, end_id=self.tokenizer.end_ids)
-        engine.load_weights(policy, 0)
+        engine: RolloutEngine = NativeEngine(pad_id=self.tokenizer.pad_id, end_id=self.tokenizer.end_ids)
+        if self.world.size > 1:
+            engine = SharedEngine(engine, self.world, self.tokenizer.pad_id)
+        engine.load_weights(whole(policy), 0)
         return engine
 
     # life
@@ -233,8 +240,8 @@ class Stage:
         if last or self._due(done, total):
             sample = self.snapshot(done, policy)
         self.report(Progress(self.cell.directory.name, self.method, done, total, note, sample))
-        if not last:
-            stopping.end_of_step(lambda: self._save(self.cell.stopped, done) if not sample else None)
+        if not last and self.world.total(float(stopping.requested()))[0] > 0:  # asked of one is asked of all
+            stopping.end_of_step(lambda: self._save(self.cell.stopped, done) if not sample else None, asked=True)
 
     def snapshot(self, done: int, policy: Decoder | None) -> str:
         """A checkpoint after `done` steps, with samples; returns the first of them. Its time is not the method's."""
@@ -247,6 +254,9 @@ class Stage:
         return sample
 
     def _save(self, folder: Path, done: int) -> None:
+        if not self.world.leads:
+            checkpoint.collect(self._registry)
+            return
         self.cell.sync_logs()
         checkpoint.save(folder, done, self._registry)
 

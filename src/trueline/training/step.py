@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from trueline.distributed.sharding import full
+from trueline.distributed.world import World, current
 from trueline.errors import NumericsError, RunError
 from trueline.training.adamw import AdamW
 from trueline.training.memory import Part, Room, is_out_of_memory
@@ -71,6 +73,9 @@ def optimize(
     steps. `sums` are what `loss_of` adds its metrics to: they begin at 0 in every attempt.
     """
     micros = list(micros)
+    world = current()
+    if world.size > 1:
+        room = None  # halving on one process alone would leave the others waiting
     while True:
         total = _accumulate(optimizer, micros if room is None else room.divide(micros), loss_of, sums, room)
         if total is not None:
@@ -81,7 +86,7 @@ def optimize(
                 f"{what}: out of memory with one row at a time; lower model.max_prompt_tokens or model.max_new_tokens, "
                 "or set train.gradient_checkpointing=true"
             )
-    norm = float(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm if max_grad_norm > 0 else math.inf))
+    norm = float(full(nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm if max_grad_norm > 0 else math.inf)))
     if not (math.isfinite(total) and math.isfinite(norm)):
         rows, count = _offending(model, optimizer, micros, loss_of)
         raise NumericsError(
@@ -107,7 +112,7 @@ def _offending(
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(micro)
         loss.backward()
-        gradients = (p.grad for p in model.parameters() if p.grad is not None)
+        gradients = (full(p.grad) for p in model.parameters() if p.grad is not None)
         if not math.isfinite(loss.item()) or not all(bool(g.isfinite().all()) for g in gradients):
             found.append(int(micro.rows[0] if isinstance(micro, Part) else micro[0]))
         count += 1
@@ -135,9 +140,12 @@ def _accumulate(
     optimizer.zero_grad(set_to_none=True)
     for values in sums:
         values.update(dict.fromkeys(values, 0.0))
-    total = 0.0
+    world, total = current(), 0.0
     try:
         for micro in micros:
+            if world.size > 1:
+                total += _share(world, micro, loss_of, sums)
+                continue
             loss = loss_of(micro)
             loss.backward()
             total += loss.detach().item()
@@ -145,4 +153,26 @@ def _accumulate(
         if room is None or not is_out_of_memory(error):
             raise
         return None
+    if world.size > 1:
+        keys = [(values, name) for values in sums for name in values]
+        total, *found = world.total(total, *(values[name] for values, name in keys))
+        for (values, name), value in zip(keys, found):
+            values[name] = value
     return total
+
+
+def _share(world: World, micro: Micro, loss_of: Callable[[Micro], Tensor], sums: Sequence[MutableMapping]) -> float:
+    """This process's part of a micro-batch. One that gets no row computes a row of the others' and counts nothing of
+    it: every process takes part in every pass."""
+    rows = micro.rows if isinstance(micro, Part) else micro
+    mine = world.part(rows)
+    counts = len(mine) > 0
+    held = [dict(values) for values in sums]
+    part = mine if counts else rows[:1]
+    loss = loss_of(replace(micro, rows=part) if isinstance(micro, Part) else part)
+    (loss if counts else loss * 0.0).backward()
+    if counts:
+        return loss.detach().item()
+    for values, before in zip(sums, held):
+        values.update(before)
+    return 0.0
