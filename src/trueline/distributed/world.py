@@ -21,9 +21,10 @@ from torch import Tensor
 from trueline.distributed.started import processes
 from trueline.errors import InputError, RunError
 
-__all__ = ["World", "alone", "current", "join", "leave"]
+__all__ = ["World", "alone", "current", "join", "leave", "losses_told"]
 
 Rows = TypeVar("Rows")
+_LOST = ("Connection closed", "Connection reset", "onnection refused", "peer", "NCCL", "Timed out", "unhandled system")
 _PATIENCE = datetime.timedelta(hours=24)
 """How long a process waits for the others: one of them evaluates while they do nothing. A process that is gone is
 noticed by its connection, not by this."""
@@ -49,7 +50,7 @@ class World:
         """Each tensor becomes its sum over the processes."""
         if self.size == 1:
             return
-        with _told():
+        with losses_told():
             for tensor in tensors:
                 held = tensor.to(self.device)
                 dist.all_reduce(held)
@@ -69,7 +70,7 @@ class World:
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
-        with _told():
+        with losses_told():
             dist.all_gather_object(found, value)
         return found
 
@@ -78,7 +79,7 @@ class World:
         if self.size == 1:
             return value
         held = [value if self.leads else None]
-        with _told():
+        with losses_told():
             dist.broadcast_object_list(held, src=0)
         return held[0]
 
@@ -144,11 +145,13 @@ def alone() -> Iterator[None]:
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def losses_told() -> Iterator[None]:
     """A lost process in words: the others must end as well, and the run goes on from its checkpoint."""
     try:
         yield
     except RuntimeError as error:
+        if not any(word in str(error) for word in _LOST):
+            raise
         raise RunError(
             f"another process of this run is gone ({str(error).splitlines()[0][:160]}); run the same command again: "
             "it goes on from the last checkpoint"

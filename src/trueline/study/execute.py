@@ -21,7 +21,7 @@ from typing import Any
 from trueline import __version__
 from trueline.config import Section, digest, to_plain
 from trueline.data.chat import ChatTokenizer
-from trueline.distributed.world import alone, current
+from trueline.distributed.world import alone, current, losses_told
 from trueline.errors import InputError, NumericsError, RunError
 from trueline.models.adapters import LoraSettings
 from trueline.models.checkpoints import read_config, shape_from
@@ -229,7 +229,7 @@ class Executor:
             self.cells[key] = Path(job.directory)
             self.report(key, Progress(job.directory, node.page, 0, 0, note="queued"))
             if _saves_itself(node.page):
-                with TemporaryDirectory(prefix="trueline-") as scratch:
+                with TemporaryDirectory(prefix="trueline-") as scratch, losses_told():
                     _run_job(job, self.report, scratch)
             elif world.leads:
                 with alone():
