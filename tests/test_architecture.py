@@ -84,6 +84,7 @@ EXTRA = {
         "trueline.tasks",
         "trueline.data",
         "trueline.models",
+        "trueline.distributed",
         "torch",
     },
     "study/document.py": {"jinja2"},

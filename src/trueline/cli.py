@@ -183,6 +183,40 @@ _add_stage("simpo", "Reference-free, on log-probs per token, with a target margi
 _add_stage("kto", "Each side by itself: desirable or not, against a reference point.")
 
 
+@app.command()
+def plan(
+    target: Target,
+    overrides: Overrides = None,
+    gpus: Annotated[str, typer.Option("--gpus", metavar="COUNTxKIND", help="for example 8xH100")] = "1xH100",
+    model: Annotated[
+        str, typer.Option("--model", help="0.5b, 1.5b, 7b, 13b, 34b, or a folder (default: the config's)")
+    ] = "",
+    pairs: Annotated[int, typer.Option("--pairs", help="comparisons (default: the world's)")] = 0,
+    prompts: Annotated[int, typer.Option("--prompts", help="training prompts (default: as many as pairs)")] = 0,
+    demonstrations: Annotated[int, typer.Option("--demonstrations", help="for SFT (default: as many as pairs)")] = 0,
+    prompt_tokens: Annotated[float, typer.Option("--prompt-tokens", help="mean length (default: the limit)")] = 0,
+    response_tokens: Annotated[float, typer.Option("--response-tokens", help="mean length (default: the limit)")] = 0,
+    price: Annotated[float | None, typer.Option("--price", help="of a device's hour")] = None,
+    rates: Annotated[Path | None, typer.Option("--rates", metavar="RUN", help="a finished run on this machine")] = None,
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="PLAN.json", help="where the record goes")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Memory, FLOPs, hours and money of every arm before any of it is paid for; what does not fit, and what would."""
+    from trueline.commands.plan import Given
+    from trueline.commands.plan import plan as run
+    from trueline.commands.resolve import settings_of
+
+    name, sections = settings_of(target, overrides or [])
+    given = Given(
+        gpus=gpus, model=model, pairs=pairs, prompts=prompts, demonstrations=demonstrations,
+        prompt_tokens=prompt_tokens, response_tokens=response_tokens, price=price, rates=rates,
+    )  # fmt: skip
+    shown = Console(stderr=True, highlight=False) if as_json else console
+    record = run(name, sections, given, out, _command(), shown)
+    if as_json:
+        print(json.dumps(record))
+
+
 def _split(items: list[str] | None) -> tuple[list[str], list[str]]:
     """Names (designs, keys) apart from settings."""
     return [i for i in items or [] if "=" not in i], [i for i in items or [] if "=" in i]

@@ -128,3 +128,54 @@ def test_metrics_of_equal_runs_are_equal_files(cell) -> None:
         made.log("metrics", {"step": 1, "loss": 0.1 + 0.2})
     assert (cell / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
     assert json.loads((cell / "metrics.jsonl").read_text())["loss"] == 0.1 + 0.2
+
+
+def test_a_row_without_a_step_belongs_to_the_start(cell) -> None:
+    cell.log("samples", {"text": "a"})
+    cell.log("samples", {"step": 1, "text": "b"})
+    cell.rewind(0)
+    assert [row["text"] for row in read_jsonl(cell / "samples.jsonl")] == ["a"]
+
+
+def test_opening_again_removes_what_was_half_written_and_nothing_else(cell) -> None:
+    (cell / ".gates.json.99.tmp").write_text("{")
+    (cell / "notes.tmp").write_text("mine")
+    cell.open(read_json(cell / "config.json"))
+    assert not (cell / ".gates.json.99.tmp").exists() and (cell / "notes.tmp").exists()
+
+
+def test_text_is_written_as_it_is(cell) -> None:
+    write_json(cell / "a.json", {"text": "naïve 日本"})
+    write_jsonl(cell / "b.jsonl", [{"text": "naïve 日本"}])
+    cell.log("samples", {"text": "naïve 日本"})
+    for name in ("a.json", "b.jsonl", "samples.jsonl"):
+        assert "naïve 日本" in (cell / name).read_text(encoding="utf-8")
+
+
+def test_the_end_and_the_rows_before_a_checkpoint_are_on_the_disk(cell, monkeypatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    cell.log("metrics", {"step": 1})
+    cell.sync_logs()
+    assert {str(cell / "metrics.jsonl"), str(cell / "config.json"), str(cell.directory)} <= set(synced)
+    synced.clear()
+    (cell / "model").mkdir()
+    (cell / "model" / "weights").write_text("w")
+    cell.finish(steps=1)
+    assert str(cell / "model" / "weights") in synced and str(cell / "model") in synced
+    assert any(path.startswith(str(cell / ".done.json")) for path in synced) and synced[-1] == str(cell.directory)
+
+
+def test_a_new_cell_s_own_entry_is_on_the_disk(tmp_path, monkeypatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: synced.append(os.readlink(f"/proc/self/fd/{handle}")))
+    (tmp_path / "cells").mkdir()
+    Cell(tmp_path / "cells" / "x").open({"seed": 0})
+    assert str(tmp_path / "cells") in synced and str(tmp_path / "cells" / "x") in synced
+
+
+def test_what_a_stop_saved_goes(cell) -> None:
+    cell.drop_stopped()  # nothing is there
+    (cell.stopped / "step-00000001").mkdir(parents=True)
+    cell.drop_stopped()
+    assert not cell.stopped.exists()

@@ -18,7 +18,7 @@ from trueline.tasks.execution import Execution
 from trueline.tasks.registry import is_embedded, make_task, task_names, world_type
 from trueline.tasks.task import Task
 
-__all__ = ["resolve", "section_types"]
+__all__ = ["resolve", "section_types", "settings_of"]
 
 DERIVED = {"both": "ppo", "dpo_nll": "dpo"}
 """Sections that vary another one: PPO after DPO, DPO with NLL."""
@@ -37,12 +37,40 @@ def section_types(task: str) -> dict[str, type[Section]]:
 
 def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, dict[str, Any], Task]:
     """Raises InputError for anything that cannot be used; the task's files are read, no model is built."""
+    name, file = _named(target)
+    if not is_embedded(name):
+        _check_files(name, file, overrides)  # before torch is imported: a bad file is told at once
+    sections = _settings(name, file, overrides, quick)
+    check_trackers(sections["train"].report_to)
+    sections["sft_chosen"] = sections["sft_chosen"].model_copy(update={"on": "chosen"})
+    if "sft" not in sections["study"].arms:
+        sections["study"] = sections["study"].model_copy(update={"arms": ("sft", *sections["study"].arms)})
+    sections["model"] = _found(sections["model"])
+    sections["reward"] = _found_reward(sections)
+    task = make_task(name, sections)
+    sections["study"] = _study_of(task, sections["study"])
+    if len(set(task.describe().get("subsets", {})) - {"unknown"}) < 2:  # there is nothing to leave out
+        sections["study"] = sections["study"].model_copy(update={"coverage_rows": False})
+    if not task.describe().get("people_pairs", 1):  # no file of problems has people's incorrect programs
+        sections["study"] = sections["study"].model_copy(update={"people_rows": False})
+    return name, sections, task
+
+
+def settings_of(target: str, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """The task's name and every section, of files that need not be there: what a plan is made of."""
+    name, file = _named(target)
+    return name, _settings(name, file, overrides, quick=False)
+
+
+def _named(target: str) -> tuple[str, Path | None]:
     file = Path(target) if target.endswith((".yaml", ".yml", ".toml")) else None
     name = _task_of(file) if file else target
     if name not in task_names():
         make_task(name, {}, where=str(file) if file else "command line")  # raises with the names that exist
-    if not is_embedded(name):
-        _check_files(name, file, overrides)  # before torch is imported: a bad file is told at once
+    return name, file
+
+
+def _settings(name: str, file: Path | None, overrides: Sequence[str], quick: bool) -> dict[str, Any]:
     sections = load(section_types(name), file=file, overrides=list(overrides), top={"task": str})
     sections.pop("task", None)
     model = sections["model"]
@@ -58,19 +86,7 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
     for section, parent in DERIVED.items():
         sections[section] = _inherited(section, parent, sections, given)
     _check_settings(name, sections)
-    check_trackers(sections["train"].report_to)
-    sections["sft_chosen"] = sections["sft_chosen"].model_copy(update={"on": "chosen"})
-    if "sft" not in sections["study"].arms:
-        sections["study"] = sections["study"].model_copy(update={"arms": ("sft", *sections["study"].arms)})
-    sections["model"] = _found(sections["model"])
-    sections["reward"] = _found_reward(sections)
-    task = make_task(name, sections)
-    sections["study"] = _study_of(task, sections["study"])
-    if len(set(task.describe().get("subsets", {})) - {"unknown"}) < 2:  # there is nothing to leave out
-        sections["study"] = sections["study"].model_copy(update={"coverage_rows": False})
-    if not task.describe().get("people_pairs", 1):  # no file of problems has people's incorrect programs
-        sections["study"] = sections["study"].model_copy(update={"people_rows": False})
-    return name, sections, task
+    return sections
 
 
 def _found(model: Model) -> Model:
