@@ -148,11 +148,8 @@ def test_the_online_kl_s_gradient_is_weighted_by_the_ratio_less_the_baseline() -
 
 
 def test_a_reward_that_falls_by_its_own_rounding_has_not_fallen() -> None:
-    chosen = tensor(-100.0 - 1e-4)
-    plain = dpo.dpo_loss(chosen, tensor(-5.0), tensor(-100.0), tensor(-5.0), beta=0.1)
-    assert torch.equal(
-        dpo.dpo_positive_loss(chosen, tensor(-5.0), tensor(-100.0), tensor(-5.0), beta=0.1, penalty=9.0), plain
-    )
+    sides = tensor(-100.0 - 1e-4), tensor(-5.0), tensor(-100.0), tensor(-5.0)
+    assert torch.equal(dpo.dpo_positive_loss(*sides, beta=0.1, penalty=9.0), dpo.dpo_loss(*sides, beta=0.1))
 
 
 def test_moments_have_a_floor_and_come_back_as_a_copy() -> None:
