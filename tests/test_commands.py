@@ -371,10 +371,7 @@ def test_a_stage_trains_what_it_needs_and_max_steps_limits_it_alone(study, tmp_p
 
 
 PHASES = {  # what is there when the signal comes, in the order in which a run of two arms comes to it
-    "the task is read": lambda run: (run / "manifest.json").exists(),
     "SFT trains": lambda run: _logged(run, "sft") >= 3,
-    "pairs are made, reward models train": lambda run: _logged(run, "reward") >= 1 or _done(run) >= 3,
-    "DPO trains": lambda run: _logged(run, "dpo") >= 1,
     "checkpoints are measured": lambda run: _begun(run, "evaluate") >= 1,
     "the record is written": lambda run: (run / "index.json").exists(),
 }

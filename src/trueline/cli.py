@@ -122,7 +122,8 @@ def _fail(text: str, code: int) -> None:
 def _command() -> str:
     import shlex
 
-    return "trueline " + " ".join(shlex.quote(argument) for argument in sys.argv[1:])
+    start = f"torchrun --nproc-per-node {processes()} -m trueline " if processes() > 1 else "trueline "
+    return start + " ".join(shlex.quote(argument) for argument in sys.argv[1:])
 
 
 @app.command()

@@ -45,18 +45,13 @@ def _losses(run: Path) -> list[float]:
     return []
 
 
-def test_a_lost_process_ends_the_others_and_the_run_goes_on_to_the_same_end(tmp_path) -> None:
-    port = _port()
-    with _start(tmp_path, 0, 2, port, *STAGE) as first, _start(tmp_path, 1, 2, port, *STAGE) as second:
-        while len(_losses(tmp_path / "run")) < 9:
-            assert first.poll() is None and second.poll() is None
-            time.sleep(0.01)
-        second.send_signal(signal.SIGKILL)
-        began = time.monotonic()
-        _, said = first.communicate(timeout=60)
-        assert time.monotonic() - began < 30 and first.returncode == 1
-        assert said.count("\n") == 1 and "another process of this run is gone" in said and "Traceback" not in said
-        second.communicate(timeout=10)
+def test_a_lost_process_ends_the_others_with_one_error(tmp_path) -> None:
+    _lose_one(tmp_path)
+
+
+@pytest.mark.nightly
+def test_after_a_loss_the_run_goes_on_to_the_same_end(tmp_path) -> None:
+    _lose_one(tmp_path)
     port = _port()
     again = [_start(tmp_path, rank, 2, port, *STAGE) for rank in range(2)]
     for process in again:
@@ -69,6 +64,34 @@ def test_a_lost_process_ends_the_others_and_the_run_goes_on_to_the_same_end(tmp_
         with process:
             assert process.wait(120) == 0
     assert _losses(tmp_path / "lost") == _losses(tmp_path / "run") and len(_losses(tmp_path / "run")) > 15
+
+
+def _lose_one(tmp_path: Path) -> None:
+    port = _port()
+    with _start(tmp_path, 0, 2, port, *STAGE) as first, _start(tmp_path, 1, 2, port, *STAGE) as second:
+        while len(_losses(tmp_path / "run")) < 9:
+            assert first.poll() is None and second.poll() is None
+            time.sleep(0.01)
+        second.send_signal(signal.SIGKILL)
+        began = time.monotonic()
+        _, said = first.communicate(timeout=60)
+        assert time.monotonic() - began < 30 and first.returncode == 1
+        assert said.count("\n") == 1 and "another process of this run is gone" in said and "Traceback" not in said
+        second.communicate(timeout=10)
+
+
+def test_a_stop_of_one_stops_all_once_the_step_is_saved(tmp_path) -> None:
+    port = _port()
+    with _start(tmp_path, 0, 2, port, *STAGE) as first, _start(tmp_path, 1, 2, port, *STAGE) as second:
+        while len(_losses(tmp_path / "run")) < 3:
+            assert first.poll() is None and second.poll() is None
+            time.sleep(0.005)
+        second.send_signal(signal.SIGTERM)
+        said, other = first.communicate(timeout=60)[1], second.communicate(timeout=60)[1]
+    assert (first.returncode, second.returncode) == (143, 143) and "Traceback" not in said + other
+    assert "torchrun --nproc-per-node 2 -m trueline dpo" in said
+    saved = [path for path in (tmp_path / "run").glob("cells/*/stopped/step-*/MANIFEST.json")]
+    assert len(saved) == 1 and int(saved[0].parent.name.removeprefix("step-")) == len(_losses(tmp_path / "run"))
 
 
 def test_processes_that_want_different_things_say_so_once(tmp_path) -> None:

@@ -208,7 +208,7 @@ def _run(arguments: tuple[str, ...], *, night: bool) -> Ran:
         if night:
             environment["TRUELINE_EXAMPLES"] = "5000"
         report = folder / "junit.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", "-m", marks, "-W", "error",
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "load", "-m", marks, "-W", "error",
                    f"--junitxml={report}", *arguments]  # fmt: skip
         began = time.perf_counter()
         subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr)

@@ -16,6 +16,7 @@ from tests.reliability.figures import record
 
 from program import trueline
 from trueline.commands.resolve import resolve
+from trueline.data.chat import ChatTokenizer
 from trueline.errors import InputError
 from trueline.models.checkpoints import load_decoder
 
@@ -151,6 +152,7 @@ def test_a_malicious_model_is_refused_unread(name, policy, tmp_path) -> None:
     with pytest.raises(InputError) as caught:
         resolve("dialogue", [f"model.path={folder}"], quick=False)  # what every command does first
         load_decoder(folder)
+        ChatTokenizer.load(folder)
     assert str(folder) in str(caught.value) and caught.value.remedy
     assert not canary.exists()
     record("H15", f"model-{list(ATTACKS).index(name)}", attacks=1, refused=1)
