@@ -455,7 +455,7 @@ def report(directory: Annotated[Path, typer.Argument(metavar="DIR", help="the ru
 @app.command()
 def env() -> None:
     """Versions and the machine, for a bug report."""
-    from trueline.study.record import versions
+    from trueline.study.identity import versions
 
     for key, value in versions().items():
         print(f"{key:14} {value}")

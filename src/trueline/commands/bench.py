@@ -81,7 +81,7 @@ def sandbox_record(found: dict[str, Any]) -> dict[str, Any]:
     """The figures of `bench_sandbox` as the record of a comparison: seconds are those of one program on one worker."""
     from trueline.benchmarks.comparison import spread, today
     from trueline.benchmarks.machine import describe
-    from trueline.study.record import versions
+    from trueline.study.identity import versions
 
     seconds = {side: [pair[side] for pair in found["rounds"]] for side in ("ours", "peer")}
     ratios = [pair["peer"] / pair["ours"] for pair in found["rounds"]]

@@ -20,8 +20,9 @@ from trueline.runs.cell import Cell, read_json, write_json
 from trueline.runs.costs import write_costs
 from trueline.runs.meter import Cost
 from trueline.study.design import nodes_of_checkpoints
+from trueline.study.identity import claim, identity_of
 from trueline.study.origins import folder_digest
-from trueline.study.record import claim, complete, identity_of, manifest_of_checkpoints
+from trueline.study.record import complete, manifest_of_checkpoints
 from trueline.study.report import build
 from trueline.tasks.registry import is_embedded
 from trueline.tasks.task import PairSources, Task

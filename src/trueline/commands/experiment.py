@@ -10,8 +10,8 @@ from rich.console import Console
 
 from trueline.commands.run import design_of, execute
 from trueline.experiments.rows import Row, plan_rows, read_rows, write_rows
+from trueline.study.identity import claim, identity_of, versions
 from trueline.study.matrix import ArmRuns
-from trueline.study.record import claim, identity_of, versions
 from trueline.tasks.task import Task
 
 __all__ = ["run_rows", "seeds_or"]

@@ -240,7 +240,7 @@ def read_about(
 ) -> dict[str, Any]:
     """What the cards say, from the study's report and the cell that was trained."""
     from trueline.models.folders import is_adapter
-    from trueline.study.record import versions
+    from trueline.study.identity import versions
 
     return {
         "arm": arm,

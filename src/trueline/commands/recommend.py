@@ -16,7 +16,8 @@ from trueline.errors import InputError
 from trueline.models.folders import is_adapter
 from trueline.runs.cell import read_json, write_json
 from trueline.study.design import nodes_of_stage
-from trueline.study.record import claim, identity_of, stage_index
+from trueline.study.identity import claim, identity_of
+from trueline.study.record import stage_index
 from trueline.tasks.registry import is_embedded
 from trueline.training.pages import arms
 from trueline.training.pairs import read_pairs

@@ -18,7 +18,8 @@ from trueline.models import kernels
 from trueline.runs.cell import read_json
 from trueline.study.design import Design, Node, nodes_of_stage, nodes_of_study, nodes_of_trials, variants
 from trueline.study.execute import Executor
-from trueline.study.record import Identity, chosen_settings, claim, complete, identity_of, manifest_of, stage_index
+from trueline.study.identity import Identity, claim, identity_of
+from trueline.study.record import chosen_settings, complete, manifest_of, stage_index
 from trueline.study.report import build
 from trueline.study.tuning import best_of, draw, read_trials, record_of
 from trueline.tasks.task import Task

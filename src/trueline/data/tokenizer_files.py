@@ -30,11 +30,8 @@ def read_tokenizer(folder: Path) -> tuple[Tokenizer, str, dict[str, Any]]:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # tokenizers raises no narrower class
-        reason, remedy = (
-            f"broken tokenizer ({str(error)[:200]})",
-            "save the tokenizer there again: save_pretrained(folder)",
-        )
-        raise InputError(reason, where=str(file), remedy=remedy) from None
+        remedy = "save the tokenizer there again: save_pretrained(folder)"
+        raise InputError(f"broken tokenizer ({str(error)[:200]})", where=str(file), remedy=remedy) from None
     tokenizer.no_padding()
     tokenizer.no_truncation()  # a length set by whoever saved it must not cut our prompts
     config = _read_json(folder / "special_tokens_map.json") | _read_json(folder / "tokenizer_config.json")

@@ -5,61 +5,34 @@ from __future__ import annotations
 import json
 import os
 import queue
-import signal
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
-from multiprocessing import get_context
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from trueline import __version__
-from trueline.config import Section, digest, to_plain
+from trueline.config import digest, to_plain
 from trueline.data.chat import ChatTokenizer
 from trueline.distributed.world import alone, current, losses_told
-from trueline.errors import InputError, NumericsError, RunError
-from trueline.models.adapters import LoraSettings
+from trueline.errors import InputError, RunError
 from trueline.models.checkpoints import read_config, shape_from
-from trueline.models.decoder import Precision
 from trueline.models.precision import choose_precision
 from trueline.runs import stopping
-from trueline.runs.cell import Cell, read_json, write_json
+from trueline.runs.cell import read_json, write_json
 from trueline.runs.store import neighbours, take_over
-from trueline.runs.trackers import Trackers
+from trueline.study.crew import Crew
 from trueline.study.design import Node
+from trueline.study.job import Job, device_of, run_job, saves_itself
 from trueline.study.origins import folder_digest, origins, origins_of
-from trueline.tasks.execution import share_verdicts
-from trueline.tasks.registry import make_task
 from trueline.tasks.task import Task
-from trueline.training.pages import page
-from trueline.training.stage import Limits, Progress, Stage
+from trueline.training.stage import Progress
 
 __all__ = ["Executor", "prepare_base"]
 
 _BASE_VERSION = 4
 _MOST_DEATHS = 3
-
-
-@dataclass(frozen=True)
-class Job:
-    """Everything a worker needs to run one cell; it travels between processes."""
-
-    node: Node
-    directory: str
-    base: str
-    task: str
-    sections: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    budget: float | None
-    max_steps: int | None
-    stop_share: float
-    precision: Precision
-    identity: Mapping[str, Any]
 
 
 def prepare_base(directory: Path, task: Task, sections: Mapping[str, Any]) -> Path:
@@ -136,7 +109,7 @@ class Executor:
         self.named: str | None = None
         self.share_of_steps = 1.0
         train, shape = sections["train"], shape_from(read_json(self.base / "shape.json"))
-        self.precision = choose_precision(train.precision, shape, _device(train.device))
+        self.precision = choose_precision(train.precision, shape, device_of(train.device))
         self.origins = origins(origins_of(sections))
 
     def identity(
@@ -198,7 +171,7 @@ class Executor:
             return self._run_together(waiting)
         deaths = 0
         while waiting:
-            crew = _Crew(self.workers())
+            crew = Crew(self.workers())
             try:
                 finished = self._work(crew, waiting)
             except BaseException as error:
@@ -228,12 +201,12 @@ class Executor:
                 continue
             self.cells[key] = Path(job.directory)
             self.report(key, Progress(job.directory, node.page, 0, 0, note="queued"))
-            if _saves_itself(node.page):
+            if saves_itself(node.page):
                 with TemporaryDirectory(prefix="trueline-") as scratch, losses_told():
-                    _run_job(job, self.report, scratch)
+                    run_job(job, self.report, scratch)
             elif world.leads:
                 with alone():
-                    _run_job(job, self.report)
+                    run_job(job, self.report)
             world.meet()
             self.report(key, Progress("", node.page, 1, 1, note="done"))
         return self.cells
@@ -245,7 +218,7 @@ class Executor:
                 return node.key, self._job(node)
         raise RunError(f"no node can run: {', '.join(waiting)}; this is a fault of the design")
 
-    def _work(self, crew: _Crew, waiting: dict[str, Node]) -> int:
+    def _work(self, crew: Crew, waiting: dict[str, Node]) -> int:
         """Run what waits until nothing does, or a worker died; returns how many cells were finished.
 
         What did not come to its end is in `waiting` again.
@@ -378,190 +351,3 @@ class Executor:
             except queue.Empty:
                 return
             self.report(key, progress)
-
-
-class _Crew:
-    """The worker processes, and the channel on which they tell their progress."""
-
-    def __init__(self, count: int) -> None:
-        context = get_context("spawn")
-        self.channel = context.Queue()
-        self._pool = ProcessPoolExecutor(
-            count, mp_context=context, initializer=_start_worker, initargs=(self.channel, os.getpid())
-        )
-
-    def submit(self, job: Job) -> Future | None:
-        """The job's future; None where a worker has died meanwhile."""
-        try:
-            with _interrupts_held():
-                return self._pool.submit(_run_job, job)
-        except BrokenProcessPool:
-            return None
-
-    def wind_down(self) -> None:
-        """Tell the workers to stop, and give them time to save the step they are at."""
-        processes = list((self._pool._processes or {}).values())
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
-        end = time.monotonic() + stopping.PATIENCE - 1.0
-        while time.monotonic() < end and any(process.is_alive() for process in processes):
-            time.sleep(0.02)
-            try:  # a worker that waits for its words to be read cannot end
-                while True:
-                    self.channel.get_nowait()
-            except queue.Empty:
-                pass
-
-    def kill(self) -> None:
-        """Kill the workers and wait for the thread that manages them.
-
-        Left alone, that thread closes its pipe while the interpreter's own exit still writes to it, now and then: a
-        traceback after the last word. With its processes gone it ends at once.
-        """
-        manager = self._pool._executor_manager_thread
-        for process in list((self._pool._processes or {}).values()):
-            process.kill()
-        self._pool.shutdown(wait=False, cancel_futures=True)
-        if manager is not None:
-            manager.join(timeout=10)
-
-    def close(self) -> None:
-        """End the workers, whose work is done."""
-        self._pool.shutdown()
-        self.channel.close()
-        self.channel.cancel_join_thread()
-
-
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """A worker that is started in here never sees Ctrl-C, from its first instruction on: the mask is inherited. The
-    parent gets one that came meanwhile when it leaves."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
-
-
-_CHANNEL: Any = None
-
-
-def _start_worker(channel: Any, parent: int) -> None:
-    global _CHANNEL
-    _CHANNEL = channel
-    stopping.in_worker()
-    _die_with(parent)
-    import torch
-
-    torch.set_num_threads(1)
-
-
-def _die_with(parent: int) -> None:
-    """No worker outlives a parent that was killed: it would go on computing for nobody."""
-    if not sys.platform.startswith("linux"):
-        return
-    import ctypes
-
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-
-
-def lora_of(model: Section) -> LoraSettings | None:
-    """The adapters that `model.*` asks for."""
-    if not model.lora_rank:
-        return None
-    targets = model.lora_targets[0] if model.lora_targets == ("all-linear",) else model.lora_targets
-    return LoraSettings(model.lora_rank, model.lora_alpha, targets, model.quantize)
-
-
-def _device(wanted: str) -> str:
-    import torch
-
-    return "cuda" if wanted != "cpu" and torch.cuda.is_available() else "cpu"
-
-
-def _run_job(job: Job, report: Callable[[str, Progress], None] | None = None, scratch: str = "") -> None:
-    """Run one cell; progress goes to `report`, in a worker to the program.
-
-    A process that does not lead writes what it would write to `scratch`, and reads the leader's checkpoints.
-    """
-    import torch
-
-    node, world = job.node, current()
-    cell = Cell(Path(job.directory))
-    share_verdicts(cell.directory.parent)
-    tell_all = report or (lambda key, progress: _CHANNEL.put((key, progress)))
-    if world.leads:
-        cell.open({**job.identity, "version": __version__})
-    world.meet()
-    if not world.leads:
-        checkpoints, stopped = cell.checkpoints, cell.stopped
-        cell = Cell(Path(scratch))
-        cell.checkpoints, cell.stopped = checkpoints, stopped
-    model, train = job.sections["model"], job.sections["train"]
-    limits = Limits(
-        model.max_prompt_tokens,
-        model.max_new_tokens,
-        train.micro_tokens,
-        job.precision,
-        job.budget,
-        job.sections["budget_rule"],
-        job.max_steps,
-        train.snapshots,
-        job.stop_share,
-        lora_of(model),
-        train.gradient_checkpointing,
-    )
-    inputs = {name: Path(path) for name, path in job.inputs.items()} | {"shape": Path(job.base) / "shape.json"}
-    if model.path:
-        inputs["model"] = Path(model.path)
-    device = _device(train.device)
-
-    def tell(text: str) -> None:
-        tell_all(node.key, Progress(cell.directory.name, node.method, 0, 0, note=text))
-
-    named = f"{cell.directory.name}, {node.arm}, seed {node.seed}"
-    folder, settings = cell.directory.parent.parent, job.identity["config"] or {}
-    stage = Stage(
-        node.method,
-        node.seed,
-        make_task(job.task, job.sections),
-        cell,
-        ChatTokenizer.load(Path(job.base) / "tokenizer"),
-        limits,
-        inputs=inputs,
-        report=lambda progress: tell_all(node.key, progress),
-        charged=node.charged,
-        trackers=Trackers(train.report_to, folder, named, settings, tell) if train.report_to and world.leads else None,
-        device=world.device if world.size > 1 else torch.device(device),
-    )
-    config = node.config if isinstance(node.config, Section) else page(node.page).Config(**(node.config or {}))
-    before = stage.task.machinery()
-    try:
-        with stopping.saves_itself() if _saves_itself(node.page) else nullcontext():
-            page(node.page).train(config, stage)
-    except NumericsError as error:
-        cell.log("incidents", {"what": str(error), "rows": list(error.rows)})
-        raise
-    if before:
-        write_json(cell / "machinery.json", _since(before, stage.task.machinery()))
-
-
-def _saves_itself(method: str) -> bool:
-    """Whether a page takes optimiser steps, and so comes to their ends; what is not saved on the way is made anew."""
-    return "learning_rate" in page(method).Config.model_fields
-
-
-def _since(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
-    """What this cell saw of the sandbox that the process's cells share."""
-    return {
-        "tier": now["tier"],
-        "incidents": list(now["incidents"][len(before["incidents"]) :]),
-        "executions": now["executions"] - before["executions"],
-    }
