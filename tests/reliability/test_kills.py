@@ -68,8 +68,8 @@ def _kill_and_compare(method: str, world, tmp_path: Path, kills: int, seed: int)
             time.sleep(draw.uniform(0.0, seconds))
             process.kill()
             process.join(60)
-            hit += process.exitcode != 0
-            resumed += any(directory.glob("checkpoints/step-*"))
+            struck = process.exitcode != 0
+            hit, resumed = hit + struck, resumed + (struck and any(directory.glob("checkpoints/step-*")))
         _whole(method, directory, world)
         assert contents(directory) == wanted
         assert [row["step"] for row in rows(directory)] == once
