@@ -194,8 +194,9 @@ FIGURES: dict[str, Figure] = {
     "H19": Figure(
         "the tests of a change take 10 minutes at most; 20 repeats without a flake",
         ("tests",),
-        lambda ran: f"{ran.passed} tests pass, {ran.failed} fail in {ran.seconds / 60:.1f} minutes",
-        lambda ran: ran.seconds <= 600,
+        lambda ran: f"{ran.passed} tests pass, {ran.failed} fail, {ran.skipped} skipped, in {ran.seconds / 60:.1f} "
+        "minutes; 1 of the 20 repeats",
+        lambda ran: False,  # one run is not twenty
     ),
 }  # fmt: skip
 
@@ -208,7 +209,8 @@ def _run(arguments: tuple[str, ...], *, night: bool) -> Ran:
         if night:
             environment["TRUELINE_EXAMPLES"] = "5000"
         report = folder / "junit.xml"
-        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", "load", "-m", marks, "-W", "error",
+        spread = "loadfile" if arguments == ("tests",) else "load"  # as `make test` does
+        command = [sys.executable, "-m", "pytest", "-q", "-n", "2", "--dist", spread, "-m", marks, "-W", "error",
                    f"--junitxml={report}", *arguments]  # fmt: skip
         began = time.perf_counter()
         subprocess.run(command, cwd=ROOT, env=environment, stdout=sys.stderr)
