@@ -9,8 +9,8 @@ from tests.training.small import rows, small
 
 pytestmark = pytest.mark.integration
 
-LATE = [pytest.param(method, marks=pytest.mark.nightly) for method in ("sft", "reward", "rloo")]
-METHODS = ("dpo", "dpo-iter", "ppo", *LATE)
+LATE = [pytest.param(method, marks=pytest.mark.nightly) for method in ("sft", "reward", "rloo", "dpo-iter")]
+METHODS = ("dpo", "ppo", *LATE)
 
 
 def _settings(method: str) -> dict:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -52,7 +53,7 @@ def test_without_a_patch_the_tests_pass() -> None:
 @pytest.mark.nightly
 @pytest.mark.timeout(7200)
 def test_small_faults_are_seen() -> None:
-    found = mutation.run(400)
+    found = mutation.run(int(os.environ.get("TRUELINE_FAULTS", "400")))
     record("H13", "faults", sampled=found["sampled"], seen=found["seen"])
     print("\n".join(found["survivors"]), file=sys.stderr)
     assert found["score"] >= 0.85

@@ -11,7 +11,9 @@ STEPS = 100
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("method", TRAINERS)
+@pytest.mark.parametrize(
+    "method", [pytest.param(m, marks=pytest.mark.nightly) if m in ("dpo-iter", "rloo") else m for m in TRAINERS]
+)
 def test_a_hundred_steps_twice(method, tiny_world, tmp_path) -> None:
     cells = {name: str(cell) for name, cell in tiny_world.cells.items() if name != method}
     long = {"steps": STEPS, "epochs": 100.0, "rounds": 50}

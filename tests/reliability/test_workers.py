@@ -113,6 +113,7 @@ def test_no_worker_outlives_a_program_that_was_killed(tmp_path) -> None:
     record("H8", "orphans", faults=1, recovered=1)
 
 
+@pytest.mark.nightly
 def test_how_many_workers_there_are_changes_nothing(whole, tmp_path) -> None:
     ended = trueline(*STAGE, "train.workers=1", cwd=tmp_path)
     assert ended.returncode == 0, ended.stderr

@@ -11,8 +11,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
 from trueline.distributed.world import World
 
@@ -28,6 +26,10 @@ def shard(model: Model, world: World) -> Model:
     """
     if world.size == 1:
         return model
+    # two seconds of imports, which one process never pays
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+
     model._empty = (_emptied(model),)  # in a tuple: no submodule
     mesh = init_device_mesh(world.device.type, (world.size,))
     for layer in _layers(model):
@@ -43,7 +45,7 @@ def shard(model: Model, world: World) -> Model:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether its weights lie in parts."""
-    return isinstance(model, FSDPModule)
+    return hasattr(model, "_empty")
 
 
 def full(tensor: Tensor) -> Tensor:
