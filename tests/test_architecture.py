@@ -65,6 +65,17 @@ THIRD_PARTIES = {
     "cli": {"typer", "rich", "click", "torch"},
 }
 
+# What runs a study's cells knows the pages and what they are made of.
+RUNS_CELLS = {
+    "trueline.training",
+    "trueline.evaluation",
+    "trueline.tasks",
+    "trueline.data",
+    "trueline.models",
+    "trueline.distributed",
+    "torch",
+}
+
 # One file of a layer may do what the layer may not.
 EXTRA = {
     # run by the interpreter of the peer's own environment; `wire` lies beside them there
@@ -78,24 +89,8 @@ EXTRA = {
     "rewards/linear.py": {"safetensors"},
     "runs/checkpoint.py": {"torch", "safetensors"},
     "runs/trackers.py": {"torch", "wandb", "trackio"},
-    "study/execute.py": {
-        "trueline.training",
-        "trueline.evaluation",
-        "trueline.tasks",
-        "trueline.data",
-        "trueline.models",
-        "trueline.distributed",
-        "torch",
-    },
-    "study/job.py": {
-        "trueline.training",
-        "trueline.evaluation",
-        "trueline.tasks",
-        "trueline.data",
-        "trueline.models",
-        "trueline.distributed",
-        "torch",
-    },
+    "study/execute.py": RUNS_CELLS,
+    "study/job.py": RUNS_CELLS,
     "study/crew.py": {"torch"},
     "study/document.py": {"jinja2"},
     "study/page.py": {"jinja2"},

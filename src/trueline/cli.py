@@ -144,7 +144,7 @@ def study(
     report = run_study(
         task, sections, directory, _command(), console=Console(stderr=True, highlight=False) if as_json else console
     )
-    if as_json:
+    if as_json and report:  # of several processes one has it
         print(json.dumps(report["verdict"] | {"report": str(directory / "report.html")}))
 
 

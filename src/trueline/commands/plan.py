@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,19 @@ NEEDS: Mapping[str, tuple[str, ...]] = {
 STAGES = ("sft", "reward", "dpo", "dpo-iter", "ppo", "rloo")
 
 
+@dataclass(frozen=True)
 class Given:
     """What the command line says of model, data and machine."""
 
-    def __init__(
-        self, *, gpus: str, model: str, pairs: int, prompts: int, demonstrations: int, prompt_tokens: float,
-        response_tokens: float, price: float | None, rates: Path | None,
-    ) -> None:  # fmt: skip
-        self.gpus, self.model, self.rates, self.price = gpus, model, rates, price
-        self.pairs, self.prompts, self.demonstrations = pairs, prompts, demonstrations
-        self.prompt_tokens, self.response_tokens = prompt_tokens, response_tokens
+    gpus: str
+    model: str
+    pairs: int
+    prompts: int
+    demonstrations: int
+    prompt_tokens: float
+    response_tokens: float
+    price: float | None
+    rates: Path | None
 
 
 def plan(name: str, sections: dict[str, Any], given: Given, out: Path | None, command: str, console: Console) -> dict:
@@ -163,11 +166,10 @@ def _rates(run: Path) -> dict[str, dict[str, float]]:
             continue
         cost, clock = read_json(cell / "cost.json")["own"], read_json(cell / "clock.json")["own"]
         units = read_json(done)["steps"] * settings.get("batch_size", 1)
-        row = found.setdefault(stage, dict.fromkeys(("flops", "seconds", "units", "memory"), 0.0))
+        row = found.setdefault(stage, dict.fromkeys(("flops", "seconds", "units"), 0.0))
         row["flops"] += cost["flops"]
         row["seconds"] += clock["seconds"]
         row["units"] += units
-        row["memory"] = max(row["memory"], float(clock["peak_memory_bytes"]))
     if not found:
         raise InputError(
             "no finished stage in it", where=str(run), field="--rates",

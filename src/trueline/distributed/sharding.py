@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trueline.distributed.world import World
 
-__all__ = ["full", "is_sharded", "parts", "shard", "whole"]
+__all__ = ["full", "is_sharded", "part", "parts", "shard", "whole"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,9 +53,14 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def part(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor; the tensor itself where it is in one piece."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def parts(model: nn.Module) -> list[Tensor]:
     """This process's part of every weight; the weights themselves where they are in one piece."""
-    return [p.to_local() if hasattr(p, "to_local") else p for p in model.parameters()]
+    return [part(p) for p in model.parameters()]
 
 
 @torch.no_grad()

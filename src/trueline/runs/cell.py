@@ -11,7 +11,7 @@ from typing import Any
 from trueline.errors import RunError
 from trueline.runs.durable import drop_unfinished, explained, replace_text, sync, sync_tree
 
-__all__ = ["Cell", "read_json", "read_jsonl", "write_json", "write_jsonl"]
+__all__ = ["Cell", "append_row", "read_json", "read_jsonl", "write_json", "write_jsonl"]
 
 
 class Cell:
@@ -71,12 +71,7 @@ class Cell:
 
     def log(self, name: str, row: Mapping[str, Any]) -> None:
         """Append one row to `<name>.jsonl`."""
-        path, line = self.directory / f"{name}.jsonl", json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
-        try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(line)
-        except OSError as error:
-            raise explained(error, path, len(line)) from error
+        append_row(self.directory / f"{name}.jsonl", row)
 
     def rewind(self, step: int) -> None:
         """Drop the rows after `step` (and a half-written last line): a resumed run writes them again."""
@@ -99,6 +94,16 @@ def write_json(path: Path, value: Any, *, durable: bool = False) -> None:
     """Write a JSON file whole or not at all; `durable`: it is on the disk when this returns."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
     replace_text(path, text, durable=durable)
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one row to a JSONL file; RunError where the disk does not take it."""
+    line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(line)
+    except OSError as error:
+        raise explained(error, path, len(line)) from error
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:

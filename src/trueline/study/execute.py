@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +19,7 @@ from trueline.errors import InputError, RunError
 from trueline.models.checkpoints import read_config, shape_from
 from trueline.models.precision import choose_precision
 from trueline.runs import stopping
-from trueline.runs.cell import read_json, write_json
+from trueline.runs.cell import append_row, read_json, write_json
 from trueline.runs.store import neighbours, take_over
 from trueline.study.crew import Crew
 from trueline.study.design import Node
@@ -264,8 +263,7 @@ class Executor:
 
     def _mourn(self, deaths: int) -> None:
         """Write down that a worker died; raise where that does not end."""
-        with open(self.directory / "incidents.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps({"what": "a worker process died", "in_a_row": deaths}) + "\n")
+        append_row(self.directory / "incidents.jsonl", {"what": "a worker process died", "in_a_row": deaths})
         if deaths >= _MOST_DEATHS:
             raise RunError(
                 f"worker processes died {deaths} times without finishing a cell, most likely for want of memory; what "

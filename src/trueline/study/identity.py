@@ -14,7 +14,7 @@ from typing import Any
 from trueline import __version__
 from trueline.config import digest, to_plain
 from trueline.errors import InputError
-from trueline.runs.cell import read_json, write_json
+from trueline.runs.cell import append_row, read_json, write_json
 from trueline.runs.durable import drop_unfinished, sync
 from trueline.runs.lock import held
 from trueline.study.origins import origins, origins_of
@@ -122,9 +122,7 @@ def _note_other_versions(directory: Path) -> None:
     before = read_json(file).get("versions", {}) if file.exists() else {}
     changes = [f"{k} {before[k]}, now {v}" for k, v in versions().items() if k in before and before[k] != v]
     if changes:
-        row = {"what": "went on with other versions", "changes": changes}
-        with open(directory / "incidents.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        append_row(directory / "incidents.jsonl", {"what": "went on with other versions", "changes": changes})
 
 
 def _differences(held_run: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adamw import adamw
 
+from trueline.distributed.sharding import part
+
 __all__ = ["AdamW"]
 
 
@@ -46,11 +48,11 @@ class AdamW:
         if not held:
             return
         states = [self.state.get(i) or self.state.setdefault(i, _begin(p)) for i, p in held]
-        adamw(
-            [_part(p) for _, p in held],
-            [_part(p.grad) for _, p in held],
-            [_part(state["exp_avg"]) for state in states],
-            [_part(state["exp_avg_sq"]) for state in states],
+        adamw(  # elementwise: each process steps its own parts
+            [part(p) for _, p in held],
+            [part(p.grad) for _, p in held],
+            [part(state["exp_avg"]) for state in states],
+            [part(state["exp_avg_sq"]) for state in states],
             [],
             [state["step"] for state in states],
             fused=True,
@@ -84,11 +86,6 @@ class AdamW:
             index: {name: _like(value, parameters[index], name) for name, value in slot.items()}
             for index, slot in stored["state"].items()
         }
-
-
-def _part(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that lies in parts: the step is elementwise."""
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _like(value: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
