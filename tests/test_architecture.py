@@ -26,7 +26,7 @@ LAYERS = {
     "sandbox": {"types", "errors"},
     "data": {"types", "errors", "seeds"},
     "models": {"types", "errors", "algorithms"},
-    "rollout": {"types", "errors", "models", "algorithms"},
+    "rollout": {"types", "errors", "config", "models", "algorithms"},
     "rewards": {"types", "errors", "data", "models", "sandbox"},
     "tasks": {"types", "errors", "seeds", "data", "rewards", "config"},
     "runs": {"types", "errors", "config"},
@@ -51,7 +51,7 @@ THIRD_PARTIES = {
     "theory": {"numpy", "torch"},
     "data": {"numpy", "tokenizers", "pyarrow", "datasets"},
     "models": {"numpy", "torch", "safetensors", "transformers", "peft", "huggingface_hub"},
-    "rollout": {"numpy", "torch", "vllm"},
+    "rollout": {"numpy", "torch", "pydantic"},
     "rewards": {"torch", "openai"},
     "tasks": {"numpy", "pydantic"},
     "runs": set(),
@@ -68,6 +68,7 @@ THIRD_PARTIES = {
 # What runs a study's cells knows the pages and what they are made of.
 RUNS_CELLS = {
     "trueline.training",
+    "trueline.rollout",
     "trueline.evaluation",
     "trueline.tasks",
     "trueline.data",
@@ -105,7 +106,6 @@ EXTRA = {
 LAZY = {
     "data": {"pyarrow", "datasets", "huggingface_hub"},
     "models": {"transformers", "peft", "huggingface_hub"},
-    "rollout": {"vllm"},
     "rewards": {"openai"},
     "distributed": {"ray"},
     "study": {"matplotlib", "scipy", "torch", "safetensors", "jinja2"},

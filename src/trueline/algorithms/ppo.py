@@ -13,7 +13,14 @@ from trueline.algorithms.divergence import kl_k3
 from trueline.algorithms.masking import masked_moments
 from trueline.algorithms.shapes import require_same_shape, widened
 
-__all__ = ["approx_kl", "clip_fraction", "clipped_policy_loss", "clipped_value_loss", "explained_variance"]
+__all__ = [
+    "approx_kl",
+    "clip_fraction",
+    "clipped_policy_loss",
+    "clipped_value_loss",
+    "explained_variance",
+    "truncated_importance",
+]
 
 
 def clipped_policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_range: float) -> Tensor:
@@ -56,6 +63,19 @@ def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
 def approx_kl(logprobs: Tensor, old_logprobs: Tensor) -> Tensor:
     """(rho - 1) - log rho per token: k3 for KL(old policy || policy), the samples being the old policy's."""
     return kl_k3(old_logprobs, logprobs)
+
+
+def truncated_importance(logprobs: Tensor, engine_logprobs: Tensor, *, cap: float) -> Tensor:
+    """min(cap, pi_trainer(token) / pi_engine(token)) per token: a constant factor of the policy's loss.
+
+    Samples of an engine with an arithmetic of its own are of a slightly other distribution than the trainer's; weighted
+    so, their gradient is that of the trainer's, up to the cap (Yao et al. 2025, truncated importance sampling; Munos et
+    al. 2016, arXiv 1606.02647, for the truncation). 1 where both agree.
+    """
+    require_same_shape(logprobs=logprobs, engine_logprobs=engine_logprobs)
+    if not cap >= 1:
+        raise ValueError(f"cap: must be at least 1, got {cap}")
+    return (widened(logprobs) - widened(engine_logprobs)).exp().clamp_max(cap).detach()
 
 
 def _surrogates(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip_range: float) -> tuple[Tensor, Tensor]:

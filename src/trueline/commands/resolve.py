@@ -12,6 +12,7 @@ import yaml
 
 from trueline.config import Section, load
 from trueline.errors import InputError
+from trueline.rollout.settings import RolloutSettings
 from trueline.runs.trackers import check_trackers
 from trueline.study.settings import Data, Model, Study, Train, shipped, with_shipped
 from trueline.tasks.execution import Execution
@@ -30,7 +31,8 @@ def section_types(task: str) -> dict[str, type[Section]]:
     from trueline.study.tuning import tune_section
     from trueline.training.pages import arms, page, section_pages
 
-    fixed = {"data": Data, "model": Model, "train": Train, "study": Study, "tune": tune_section(arms())}
+    fixed = {"data": Data, "model": Model, "train": Train, "rollout": RolloutSettings, "study": Study}
+    fixed["tune"] = tune_section(arms())
     methods = {name: page(method).Config for name, method in section_pages().items()}
     return fixed | {"world": world_type(task), "verifier": Execution} | methods
 
@@ -191,6 +193,7 @@ def _check_settings(name: str, sections: dict[str, Any]) -> None:
     """What no single section can see."""
     study = sections["study"]
     _check_arms(sections)
+    _check_rollout(sections)
     wrong = ""
     if len(set(study.seeds)) != len(study.seeds):
         wrong = "study.seeds", "the same seed twice", "give different seeds"
@@ -210,6 +213,32 @@ def _check_settings(name: str, sections: dict[str, Any]) -> None:
     if wrong:
         field, reason, remedy = wrong
         raise InputError(reason, where="settings", field=field, remedy=remedy)
+
+
+def _check_rollout(sections: dict[str, Any]) -> None:
+    """A server is named or can be started, and takes what is trained; its settings are there for one alone."""
+    rollout, wrong = sections["rollout"], ""
+    if rollout.reward_url and not sections["reward"].path:
+        wrong = "reward_url", "a server cannot serve the reward models that the study trains", (
+            "add reward.path=FOLDER, the folder that is served"
+        )  # fmt: skip
+    elif rollout.engine == "native":
+        given = rollout.model_fields_set - {"engine", "importance", "importance_cap", "reward_url", "timeout"}
+        if given:
+            wrong = min(given), "is of a server, and this process samples", "add rollout.engine=vllm, or leave it out"
+    elif bool(rollout.url) == bool(rollout.command):
+        wrong = "url", "needed is the address of a server, or the command to start one, not both", (
+            "rollout.url=http://127.0.0.1:8000, or rollout.command=/path/to/environment/bin/vllm"
+        )  # fmt: skip
+    elif sections["model"].lora_rank:
+        wrong = "engine", "adapters are not handed to a server", "leave model.lora_rank or rollout.engine out"
+    elif rollout.gap_stop < rollout.gap_warn:
+        wrong = "gap_stop", f"is below rollout.gap_warn={rollout.gap_warn:g}", "raise it"
+    elif len(set(rollout.url)) < len(rollout.url):
+        wrong = "url", "the same server twice", "each serves one cell at a time: name it once"
+    if wrong:
+        field, reason, remedy = wrong
+        raise InputError(reason, where="settings", field=f"rollout.{field}", remedy=remedy)
 
 
 def _check_arms(sections: dict[str, Any]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite, nan
 
 import numpy as np
@@ -16,7 +16,7 @@ from trueline.data.batches import common_prompts, micro_batches
 from trueline.errors import RunError
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import Sampling, response_logprobs
-from trueline.rollout.engine import Rollout
+from trueline.rollout.engine import Rollout, RolloutEngine
 from trueline.rollout.native import NativeEngine
 from trueline.seeds import uniforms
 from trueline.types import Judgement, Prompt
@@ -42,6 +42,8 @@ class Sampler:
     max_new_tokens: int
     seed: int
     token_limit: int = 8192
+    engine: Callable[[Decoder], RolloutEngine] | None = None
+    """What samples in place of the native engine; the log-probs of its samples are computed again here."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +149,16 @@ def measure(
 
 def sample_texts(policy: Decoder, asked: Sequence[Prompt], sampler: Sampler, *, stream: str, greedy: bool = False):
     """One response per row of `asked`, drawn from the stream of that name: a rollout and its texts."""
-    engine = NativeEngine(pad_id=sampler.pad_id, end_id=sampler.end_id)
-    engine.load_weights(policy, 0)
+    if sampler.engine is None:
+        engine: RolloutEngine = NativeEngine(pad_id=sampler.pad_id, end_id=sampler.end_id)
+        engine.load_weights(policy, 0)
+    else:
+        engine = sampler.engine(policy)
     ids = [sampler.encode(p) for p in asked]
     draws = None if greedy else uniforms(sampler.seed, stream, 0, range(len(ids)), sampler.max_new_tokens)
     rollout = engine.generate(ids, draws, max_new_tokens=sampler.max_new_tokens, sampling=sampler.sampling)
+    if sampler.engine is not None:
+        rollout = replace(rollout, logprobs=_rescore(policy, rollout, sampler))
     return rollout, [sampler.decode(response) for response in rollout.responses()]
 
 

@@ -7,6 +7,7 @@ import queue
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,11 +19,14 @@ from trueline.distributed.world import alone, current, losses_told
 from trueline.errors import InputError, RunError
 from trueline.models.checkpoints import read_config, shape_from
 from trueline.models.precision import choose_precision
+from trueline.rollout.settings import RolloutSettings
+from trueline.rollout.vllm_launch import LEAST_CONTEXT, served
 from trueline.runs import stopping
 from trueline.runs.cell import append_row, read_json, write_json
 from trueline.runs.store import neighbours, take_over
 from trueline.study.crew import Crew
 from trueline.study.design import Node
+from trueline.study.identity import sampling_of
 from trueline.study.job import Job, device_of, run_job, saves_itself
 from trueline.study.origins import folder_digest, origins, origins_of
 from trueline.tasks.task import Task
@@ -92,6 +96,18 @@ def _check_prompts(task: Task, tokenizer: ChatTokenizer, limit: int) -> None:
         )
 
 
+def _blank_model(base: Path) -> Path:
+    """A folder with the shape of an embedded model, for a server to start from: its weights are replaced at once."""
+    from trueline.models.checkpoints import save_model
+    from trueline.models.tiny import make_decoder
+
+    folder = base / "served"
+    if not (folder / "model.safetensors").is_file():
+        save_model(make_decoder(shape_from(read_json(base / "shape.json")), 0), folder)
+        ChatTokenizer.load(base / "tokenizer").save(folder)
+    return folder
+
+
 class Executor:
     """Runs nodes in dependency order and knows the cell of each. `report` gets Progress objects as they come."""
 
@@ -107,6 +123,7 @@ class Executor:
         self.cells: dict[str, Path] = {}
         self.named: str | None = None
         self.share_of_steps = 1.0
+        self._servers, self._address = ExitStack(), None
         train, shape = sections["train"], shape_from(read_json(self.base / "shape.json"))
         self.precision = choose_precision(train.precision, shape, device_of(train.device))
         self.origins = origins(origins_of(sections))
@@ -115,7 +132,10 @@ class Executor:
         self, node: Node, inputs: Mapping[str, str], budget: float | None, max_steps: int | None
     ) -> dict[str, Any]:
         """What addresses a cell: method, settings, world, seed, limits and the cells it comes from."""
-        model = self.sections["model"]
+        model, verifier = self.sections["model"], {}
+        if self.task.verified:
+            limits = node.sections.get("verifier", self.sections["verifier"])
+            verifier = {"verifier": limits.model_dump(mode="json")}
         return {
             "method": node.page,
             "arm": node.arm,
@@ -135,17 +155,15 @@ class Executor:
             "inputs": dict(inputs),
             "charged": list(node.charged),
             "precision": self.precision,
-        } | (
-            {"verifier": node.sections.get("verifier", self.sections["verifier"]).model_dump(mode="json")}
-            if self.task.verified
-            else {}
-        )
+            **verifier,
+            **sampling_of(self.sections),
+        }
 
     def workers(self) -> int:
-        """Cells at a time: one per core, one on a GPU."""
-        wanted = self.sections["train"].workers
-        if wanted:
-            return wanted
+        """Cells at a time: one per core, one on a GPU, one for each vLLM server."""
+        wanted, servers = self.sections["train"].workers, self.sections["rollout"].servers
+        if wanted or servers:
+            return min(wanted or servers, servers or wanted)
         if self.sections["train"].device != "cpu":
             import torch
 
@@ -166,8 +184,11 @@ class Executor:
         """
         self.named, self.share_of_steps = named, share
         waiting = {node.key: node for node in nodes}
-        if current().size > 1:
-            return self._run_together(waiting)
+        with ExitStack() as self._servers:
+            return self._run_together(waiting) if current().size > 1 else self._run_apart(waiting)
+
+    def _run_apart(self, waiting: dict[str, Node]) -> dict[str, Path]:
+        """As `run`, each cell in a worker process."""
         deaths = 0
         while waiting:
             crew = Crew(self.workers())
@@ -300,6 +321,7 @@ class Executor:
         sections = {
             name: self.sections[name] for name in ("data", "model", "train", "verifier") if name in self.sections
         }
+        sections["rollout"] = self._rollout(node)
         sections |= dict(node.sections) | {"world": node.world, "budget_rule": self.sections["study"].budget_rule}
         return Job(
             node,
@@ -314,6 +336,29 @@ class Executor:
             self.precision,
             identity,
         )
+
+    def _rollout(self, node: Node) -> RolloutSettings:
+        """The settings of sampling; a server that is to be started is, before the first cell that runs."""
+        settings = self.sections["rollout"]
+        if settings.engine == "native" or not settings.command:
+            return settings
+        if self._address is None:
+            self.report(node.key, Progress("", node.page, 0, 0, note="vLLM is being started"))
+            self._address = self._servers.enter_context(self._served(settings))
+            self._servers.callback(setattr, self, "_address", None)
+        return settings.model_copy(update={"url": (self._address,), "command": ""})
+
+    def _served(self, settings: RolloutSettings) -> AbstractContextManager[str]:
+        model, positions = self.sections["model"], shape_from(read_json(self.base / "shape.json")).max_positions
+        longest = max(model.max_prompt_tokens + model.max_new_tokens, LEAST_CONTEXT)
+        options = (
+            f"--max-model-len={min(positions, longest)}",
+            f"--dtype={'bfloat16' if self.precision == 'bf16' else 'float32'}",
+            *(("--enable-sleep-mode",) if settings.sleep else ()),
+            *settings.options,
+        )
+        folder = Path(model.path) if model.path else _blank_model(self.base)
+        return served(settings.command, folder, self.directory / "vllm.log", options)
 
     def _is_twin(self, node: Node, budget: float | None) -> bool:
         """Whether the twin's finished cell is this node's run: training that stayed within this budget, or the

@@ -19,7 +19,7 @@ from trueline.runs.durable import drop_unfinished, sync
 from trueline.runs.lock import held
 from trueline.study.origins import origins, origins_of
 
-__all__ = ["SCHEMA", "Identity", "claim", "identity_of", "versions"]
+__all__ = ["SCHEMA", "Identity", "claim", "identity_of", "sampling_of", "versions"]
 
 SCHEMA = 1
 _IDENTITY = "identity.json"
@@ -54,7 +54,21 @@ def identity_of(task: str, sections: Mapping[str, Any], described: Mapping[str, 
     """The identity of a run."""
     plain = to_plain(sections)
     plain["train"] = {k: v for k, v in plain["train"].items() if k not in UNIMPORTANT}
+    plain.pop("rollout", None)
+    plain |= sampling_of(sections)
     return Identity(task, plain, to_plain({"d": dict(described)})["d"], origins_of(sections))
+
+
+def sampling_of(sections: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of an identity that is about who samples and scores; empty where this process does both.
+
+    Where a server stands is no part of it.
+    """
+    rollout = sections.get("rollout")
+    if rollout is None or (rollout.engine == "native" and rollout.importance == "off" and not rollout.reward_url):
+        return {}
+    named = {name: getattr(rollout, name) for name in ("engine", "importance", "importance_cap")}
+    return {"rollout": named | {"served_rewards": bool(rollout.reward_url)}}
 
 
 @contextmanager

@@ -112,6 +112,7 @@ def run_job(job: Job, report: Callable[[str, Progress], None], scratch: str = ""
         charged=node.charged,
         trackers=Trackers(train.report_to, folder, named, settings, tell) if train.report_to and world.leads else None,
         device=world.device if world.size > 1 else torch.device(device),
+        rollout=job.sections["rollout"],
     )
     config = node.config if isinstance(node.config, Section) else page(node.page).Config(**(node.config or {}))
     before = stage.task.machinery()

@@ -171,8 +171,7 @@ def _online_parts(
         width = int(rollout.lengths[rows].max())
         mask = rollout.response_mask[rows, :width]
         logprobs, _ = response_logprobs(policy, rollout.tokens[rows, :width], mask, stage.sampling)
-        gap = float((logprobs.detach() - rollout.logprobs[rows, :width]).abs().max())
-        sampled_gate(stage, policy, gap)
+        sampled_gate(stage, policy, rollout.logprobs[rows, :width], logprobs.detach(), mask)
         sums = sequence_logprobs(logprobs, mask)
         terms = online_kl(sums, fresh.ref_logprobs[rows], baseline=fresh.baseline[rows])
         seen["online/kl"] += float(terms.detach().sum()) / count

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trueline.algorithms.divergence import kl_k1, kl_k3
 from trueline.algorithms.logprobs import sequence_logprobs
+from trueline.algorithms.ppo import truncated_importance
 from trueline.data.batches import Tokenized, common_prompts, micro_batches
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import exact_kl, response_logprobs
@@ -46,6 +47,10 @@ class Experience:
     clipped: float
     names: tuple[str, ...] = ()
     """The prompts' ids, row by row."""
+    engine_ratio: float = 1.0
+    """Mean of exp |engine's - trainer's log-prob| over the sampled tokens."""
+    importance: Tensor | None = None
+    """What a token's policy loss is multiplied with, where the engine's distribution is corrected for."""
 
     def name_of(self, row: int) -> str:
         """What a row is called in errors."""
@@ -113,15 +118,29 @@ def collect(
     scores = torch.where(scored, scaled.clamp(-reward_clip, reward_clip), 0.0)
     # 3. Re-score under the policy as the trainer sees it, and under the reference.
     old = rescore(stage, policy, rollout)
-    gap = float((old - rollout.logprobs).abs().max())
-    sampled_gate(stage, policy, gap)
+    ratio = sampled_gate(stage, policy, rollout.logprobs, old, rollout.response_mask)
     if iteration == 0:
         end_gate(stage, float(rollout.ended.float().mean()), least=least_ended, hard=True)
         logprob_gate(stage, policy, [Tokenized(p, tuple(r)) for p, r in zip(ids, rollout.responses())])
     clipped = float((scaled.abs() > reward_clip).float().mean())
     return Experience(
-        rollout, old, rescore(stage, reference, rollout), scores, raw, scored, clipped, tuple(p.id for p in asked)
+        rollout,
+        old,
+        rescore(stage, reference, rollout),
+        scores,
+        raw,
+        scored,
+        clipped,
+        tuple(p.id for p in asked),
+        ratio,
+        _importance(stage, old, rollout),
     )
+
+
+def _importance(stage: Stage, recomputed: Tensor, rollout: Rollout) -> Tensor | None:
+    if stage.rollout.importance == "off":
+        return None
+    return truncated_importance(recomputed, rollout.logprobs, cap=stage.rollout.importance_cap)
 
 
 def _prompt_rows(seed: int, iteration: int, count: int, pool: int) -> list[int]:
@@ -166,6 +185,7 @@ def kl_metrics(stage: Stage, policy: Decoder, sft: Decoder, reference_moves: boo
         "objective/unjudged": int((rollout.ended & ~exp.raw_scores.isfinite()).sum()),
         "objective/scores_clipped": exp.clipped,
         "objective/engine_gap": float((exp.old_logprobs - rollout.logprobs).abs().max()),
+        "objective/engine_ratio": exp.engine_ratio,
         "val/num_eos_tokens": int(rollout.ended.sum()),
         "val/length": float(lengths.mean()),
     }

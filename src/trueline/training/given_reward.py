@@ -9,7 +9,7 @@ from trueline.runs.cell import write_json
 from trueline.seeds import uniforms
 from trueline.training.held_out import calibration, counts, length_controls
 from trueline.training.pairs import read_pairs
-from trueline.training.policies import load_policy
+from trueline.training.policies import load_policy, load_reward_model
 from trueline.training.preflight import keep_examples
 from trueline.training.reading import RewardReader
 from trueline.training.stage import Stage
@@ -37,7 +37,8 @@ def adopt(path: Path, part: str, stage: Stage) -> None:
     write_json(inner / "calibration.json", {"mean": 0.0, "std": 1.0})
     stage.begin({}, f"reward model: given ({path.name}), not trained; standardised on SFT samples")
     # 2. How it reads, and its scale.
-    reader = RewardReader(replace(stage, inputs={**stage.inputs, "reward": stage.cell.directory}))
+    here = replace(stage, inputs={**stage.inputs, "reward": stage.cell.directory})
+    reader = RewardReader(here)
     prompts = stage.task.prompts("train")[:_SAMPLES]
     policy, limit = load_policy(stage, "sft"), stage.limits.max_new_tokens
     ids = [stage.prompt_ids(p) for p in prompts]
@@ -62,7 +63,8 @@ def adopt(path: Path, part: str, stage: Stage) -> None:
         rows = reader.written([p.prompt for p in pairs], [getattr(p, side) for p in pairs])
         sides.append(reader.standardized(rows).double().cpu())
     margins = (sides[0] - sides[1]).tolist()
-    keep_examples(stage, reader.reward.model, pairs, inner, reader.tokenizer)
+    model = load_reward_model(here)[0] if stage.rollout.reward_url else reader.reward.model
+    keep_examples(stage, model, pairs, inner, reader.tokenizer)
     within = counts([p.prompt.kind for p in pairs], margins)
     facts = {
         "held_out_accuracy": within["all"]["right"] / len(pairs),

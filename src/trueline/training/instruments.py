@@ -81,7 +81,10 @@ def points_of(stage: Stage, sft: Decoder) -> list[Point]:
 
 
 def sampler_of(stage: Stage, tokenizer: ChatTokenizer | None = None) -> Sampler:
-    """The evaluation's sampler with the study's tokenizer, or with the checkpoint's own."""
+    """The evaluation's sampler with the study's tokenizer, or with the checkpoint's own.
+
+    A server holds the study's model: a checkpoint with another tokenizer is sampled here.
+    """
     own = tokenizer or stage.tokenizer
     forbidden = forbidden_mask(own.vocab_size, own.forbidden_ids, stage.device)
     return Sampler(
@@ -93,6 +96,7 @@ def sampler_of(stage: Stage, tokenizer: ChatTokenizer | None = None) -> Sampler:
         stage.limits.max_new_tokens,
         EVALUATION_SEED,
         2 * stage.limits.micro_tokens,
+        None if stage.engines.exact or tokenizer is not None else stage.engine,
     )
 
 

@@ -96,6 +96,8 @@ def update_policy(
         )
         old, advantage = exp.old_logprobs[group, :width], advantages[group, :width]
         losses = clipped_policy_loss(logprobs, old, advantage, clip_range=settings.clip_range)
+        if exp.importance is not None:
+            losses = losses * exp.importance[group, :width]
         loss = masked_sum(losses, mask) / count
         with torch.no_grad():
             held = logprobs.detach()

@@ -196,16 +196,39 @@ def reference_gate(stage: Stage, reference: Decoder) -> None:
         )
 
 
-def sampled_gate(stage: Stage, policy: Decoder, gap: float) -> None:
-    """The engine that sampled and the trainer must say the same of a sample; in bf16 the gap is written down alone."""
+def sampled_gate(stage: Stage, policy: Decoder, sampled: Tensor, recomputed: Tensor, mask: Tensor) -> float:
+    """The engine that sampled and the trainer must say the same of a sample; both [B, T], mask [B, T] response tokens.
+
+    In one arithmetic (fp32) to 1e-4; in bf16 the gap is written down alone. Of a server, whose arithmetic is its own,
+    the mean of exp |difference| over the tokens is bounded: told above `rollout.gap_warn`, an end above
+    `rollout.gap_stop`. Returns that mean.
+    """
+    apart = (recomputed - sampled).abs()[mask]
+    ratio = float(apart.double().exp().mean()) if len(apart) else 1.0
+    if not stage.engines.exact:
+        _served_gate(stage, ratio)
+        return ratio
     exact = policy.trunk.precision == "fp32" and policy.head.weight.dtype == torch.float32
     stage.gates.ask(
         "sampled = recomputed",
         "the largest gap of sampled and recomputed log-probs",
-        gap,
+        float(apart.max()) if len(apart) else 0.0,
         high=1e-4 if exact else math.inf,
         remedy="the samples are not of the policy that is trained: other weights, masks or temperature in the engine",
     )
+    return ratio
+
+
+def _served_gate(stage: Stage, ratio: float) -> None:
+    settings, what = stage.rollout, "the mean of exp |engine's - trainer's log-prob| of the sampled tokens"
+    remedy = (
+        "engine and trainer compute differently: the same precision in both, rollout.importance=token, or another "
+        "attention in the server (--attention-backend)"
+    )
+    if ratio > settings.gap_warn:
+        stage.warn(f"{what} is {ratio:.3f}, over rollout.gap_warn={settings.gap_warn:g}: {remedy}")
+    stage.gates.ask("engine = trainer", what, ratio, high=settings.gap_warn, remedy=remedy, hard=False)
+    stage.gates.ask("engine near trainer", what, ratio, high=settings.gap_stop, remedy=remedy)
 
 
 def end_gate(stage: Stage, ended: float, *, least: float, hard: bool) -> None:

@@ -12,6 +12,7 @@ from trueline.data.chat import ChatTokenizer
 from trueline.rewards.learned import LearnedReward
 from trueline.rollout.engine import Rollout
 from trueline.training.policies import load_reward_model
+from trueline.training.served_reward import served_reward
 from trueline.training.stage import Stage, batch_on
 from trueline.types import Prompt
 
@@ -25,6 +26,8 @@ class RewardReader:
     def __init__(self, stage: Stage, name: str = "reward") -> None:
         model, calibration = load_reward_model(stage, name)
         self.reward = LearnedReward(model, calibration, token_limit=2 * stage.limits.micro_tokens)
+        if stage.rollout.reward_url:
+            self.reward = served_reward(stage, model, calibration)
         self._stage = stage
         self.tokenizer = tokenizer_of(stage, name)
 

@@ -23,7 +23,7 @@ from trueline.models.decoder import Decoder, Precision
 from trueline.models.heads import ScalarModel
 from trueline.models.scoring import Sampling, forbidden_mask
 from trueline.rollout.engine import RolloutEngine
-from trueline.rollout.native import NativeEngine
+from trueline.rollout.settings import RolloutSettings
 from trueline.runs import checkpoint, stopping
 from trueline.runs.cell import Cell, read_jsonl
 from trueline.runs.costs import write_costs
@@ -31,9 +31,9 @@ from trueline.runs.meter import BudgetMeter
 from trueline.runs.trackers import Trackers
 from trueline.seeds import uniforms
 from trueline.tasks.task import Task
+from trueline.training.engines import Engines
 from trueline.training.gates import Gates
 from trueline.training.memory import Room
-from trueline.training.together import SharedEngine
 from trueline.types import Prompt
 
 __all__ = ["Limits", "Progress", "Stage"]
@@ -121,11 +121,13 @@ class Stage:
     """Names of the inputs whose cost an evaluated arm is charged with."""
     trackers: Trackers | None = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
+    rollout: RolloutSettings = RolloutSettings()  # noqa: RUF009 - immutable
 
     def __post_init__(self) -> None:
         self.world = current()
         self._found = checkpoint.newest(self.cell.checkpoints, self.cell.stopped)
         self.gates = Gates(self.cell, resumed=self._found.folder is not None)
+        self.engines = Engines(self.rollout, self.world, self.tokenizer)
         self.facts: dict[str, Any] = {}
         self.room = Room()
         self.meter = BudgetMeter(4.0 if self.limits.lora else 6.0)  # a frozen weight gets no gradient
@@ -161,11 +163,7 @@ class Stage:
 
     def engine(self, policy: Decoder) -> RolloutEngine:
         """A rollout engine that samples from `policy`."""
-        engine: RolloutEngine = NativeEngine(pad_id=self.tokenizer.pad_id, end_id=self.tokenizer.end_ids)
-        if self.world.size > 1:
-            engine = SharedEngine(engine, self.world, self.tokenizer.pad_id)
-        engine.load_weights(whole(policy), 0)
-        return engine
+        return self.engines.of(whole(policy))
 
     # life
 
@@ -180,8 +178,7 @@ class Stage:
         self._clock = time.perf_counter()
         for damage in self._found.damaged:
             self.cell.log("incidents", {"what": "checkpoint left out", "why": damage})
-            told = f"{damage}: left out, and what is before it is used"
-            self.report(Progress(self.cell.directory.name, self.method, 0, 0, warning=told))
+            self.warn(f"{damage}: left out, and what is before it is used")
         if self._found.folder is None:
             self.cell.rewind(-1)
             return 0
@@ -189,6 +186,10 @@ class Stage:
         self.cell.rewind(self._found.step)
         self._clock = time.perf_counter() - self._seconds_so_far()
         return self._found.step
+
+    def warn(self, text: str) -> None:
+        """Say it whatever else is on the screen."""
+        self.report(Progress(self.cell.directory.name, self.method, 0, 0, warning=text))
 
     def _seconds_so_far(self) -> float:
         timings = self.cell / "timings.jsonl"
@@ -291,6 +292,7 @@ class Stage:
         """Write the cost and mark the cell as complete."""
         if self.trackers is not None:
             self.trackers.close()
+        self.engines.close()
         self.cell.drop_stopped()
         write_costs(self.cell.directory, {"own": self.meter.cost()})
         self.cell.finish(

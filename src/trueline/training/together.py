@@ -1,4 +1,5 @@
-"""Sampling shared out among the processes of a run: each draws for its part of the prompts, all get every response."""
+"""Sampling among the processes of a run: each draws for its part of the prompts, or one asks for all; all get every
+response."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from trueline.models.decoder import Decoder
 from trueline.models.scoring import Sampling
 from trueline.rollout.engine import Rollout, RolloutEngine
 
-__all__ = ["SharedEngine"]
+__all__ = ["LedEngine", "SharedEngine"]
 
 
 class SharedEngine:
@@ -44,6 +45,34 @@ class SharedEngine:
             )
         pieces = [piece for piece in self._world.everyone(drawn and _on_cpu(drawn)) if piece is not None]
         return _put_together(pieces, order, self._world.size, self._pad_id, self._world.device)
+
+
+class LedEngine:
+    """An engine that the leader alone speaks to; every process gets the responses."""
+
+    def __init__(self, engine: RolloutEngine | None, world: World) -> None:
+        self._engine, self._world = engine, world
+
+    def load_weights(self, policy: Decoder, version: int) -> None:
+        """The leader's engine samples from `policy`, in one piece, from now on."""
+        if self._engine is not None:
+            self._engine.load_weights(policy, version)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        uniforms: np.ndarray | None,
+        *,
+        max_new_tokens: int,
+        sampling: Sampling,
+    ) -> Rollout:
+        """One response per prompt."""
+        drawn = None
+        if self._engine is not None:
+            rollout = self._engine.generate(prompts, uniforms, max_new_tokens=max_new_tokens, sampling=sampling)
+            drawn = (*_on_cpu(rollout), rollout.version)
+        *parts, version = self._world.from_leader(drawn)
+        return Rollout(*(part.to(self._world.device) for part in parts), version)
 
 
 def _on_cpu(rollout: Rollout) -> tuple[torch.Tensor, ...]:

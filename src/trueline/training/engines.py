@@ -1,0 +1,92 @@
+"""Who samples for a stage: the engine in this process, or a vLLM server that this run alone gives weights to."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from trueline.data.chat import ChatTokenizer
+from trueline.distributed.world import World
+from trueline.errors import RunError
+from trueline.models.decoder import Decoder
+from trueline.rollout.engine import RolloutEngine
+from trueline.rollout.native import NativeEngine
+from trueline.rollout.settings import RolloutSettings
+from trueline.rollout.vllm import Proof, VllmEngine
+from trueline.rollout.vllm_client import VllmServer
+from trueline.runs.lock import held
+from trueline.training.together import LedEngine, SharedEngine
+
+__all__ = ["Engines"]
+
+
+class Engines:
+    """The engines of one stage. A server is taken at its first use and given back by `close`."""
+
+    def __init__(self, settings: RolloutSettings, world: World, tokenizer: ChatTokenizer) -> None:
+        self.settings = settings
+        self._world, self._tokenizer = world, tokenizer
+        self._served: VllmEngine | None = None
+        self._version = 0
+        self._open = ExitStack()
+
+    @property
+    def exact(self) -> bool:
+        """Whether sampling and scoring are one arithmetic, so that their log-probs agree to rounding."""
+        return self.settings.engine == "native"
+
+    @property
+    def proof(self) -> Proof | None:
+        """Of the last weights that were handed to a server."""
+        return self._served.proof if self._served else None
+
+    def of(self, policy: Decoder) -> RolloutEngine:
+        """An engine that samples from `policy`, which is in one piece."""
+        pad, ends = self._tokenizer.pad_id, self._tokenizer.end_ids
+        if self.exact:
+            engine: RolloutEngine = NativeEngine(pad_id=pad, end_id=ends)
+            if self._world.size > 1:
+                engine = SharedEngine(engine, self._world, pad)
+            engine.load_weights(policy, 0)
+            return engine
+        self._version += 1
+        if self._world.leads:
+            self._served = self._served or self._taken(pad, ends)
+            self._served.load_weights(policy, self._version)
+        return LedEngine(self._served, self._world) if self._world.size > 1 else self._served
+
+    def _taken(self, pad: int, ends: Sequence[int]) -> VllmEngine:
+        """The first server that no other run holds."""
+        settings, refusals = self.settings, []
+        for url in settings.url:
+            server = VllmServer(url, timeout=settings.timeout)
+            try:
+                self._open.enter_context(held(_place(server.name)))
+            except RunError as refusal:
+                refusals.append(f"{server.name} ({str(refusal).split(': ')[1].split(' is at work')[0]})")
+                continue
+            server.check()
+            return self._open.enter_context(
+                VllmEngine(server, pad_id=pad, end_id=ends, folder=settings.folder, sleeps=settings.sleep)
+            )
+        raise RunError(
+            f"every vLLM server is in use by another run: {', '.join(refusals)}; two would mix their weights"
+        )
+
+    def close(self) -> None:
+        """Give the server back."""
+        self._served = None
+        self._open.close()
+
+
+def _place(name: str) -> Path:
+    """Where the lock of a server lies on this machine: its weights are one run's at a time."""
+    place = (
+        Path(tempfile.gettempdir()) / f"trueline-vllm-{os.getuid()}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+    )
+    place.mkdir(mode=0o700, exist_ok=True)
+    return place
