@@ -140,8 +140,12 @@ def test_a_row_without_a_step_belongs_to_the_start(cell) -> None:
 def test_opening_again_removes_what_was_half_written_and_nothing_else(cell) -> None:
     (cell / ".gates.json.99.tmp").write_text("{")
     (cell / "notes.tmp").write_text("mine")
+    (cell / "model").mkdir()
+    (cell / "model" / ".tmpM49grB").write_bytes(b"half of the weights")  # as the tensors' library names it
+    (cell / "model" / "model.safetensors").write_bytes(b"all of them")
     cell.open(read_json(cell / "config.json"))
     assert not (cell / ".gates.json.99.tmp").exists() and (cell / "notes.tmp").exists()
+    assert [path.name for path in (cell / "model").iterdir()] == ["model.safetensors"]
 
 
 def test_text_is_written_as_it_is(cell) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from trueline.errors import RunError
 from trueline.models.fingerprints import fingerprint, fingerprint_tensors
 from trueline.runs import checkpoint
-from trueline.runs.checkpoint import ModuleState, OptimizerState, latest_step, read_policy, restore, save, steps
+from trueline.runs.checkpoint import ModuleState, OptimizerState, latest_step, read_policy, restore, retain, save, steps
 from trueline.runs.meter import BudgetMeter
 from trueline.training.step import make_optimizer
 
@@ -214,7 +214,9 @@ def test_a_crash_before_the_older_state_was_dropped(saved, monkeypatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         save(saved, 8, Run().registry)
     monkeypatch.undo()
-    assert latest_step(saved) == 8
+    assert latest_step(saved) == 8 and (saved / "step-00000004" / "state.safetensors").exists()
+    retain(saved, 8)  # as a run that goes on does
+    assert [s for s in steps(saved) if (saved / f"step-{s:08d}" / "state.safetensors").exists()] == [6, 8]
 
 
 def test_a_step_that_was_run_again_replaces_its_checkpoint(saved) -> None:

@@ -73,8 +73,11 @@ class VllmEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._wake()
         self._temporary.cleanup()
+        try:
+            self._wake()
+        finally:
+            self.server.close()
 
     def load_weights(self, policy: Decoder, version: int) -> None:
         """Write the weights, let the server read them, and hold what it then says against the policy.

@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,7 +68,7 @@ class VllmServer:
         self.name = f"{parts.scheme}://{parts.netloc}"
         self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
         self._timeout, self._connections = timeout, connections
-        self._held = threading.local()
+        self._idle: deque[http.client.HTTPConnection] = deque()  # its ends are safe among threads
         self.model = ""
 
     # what it is
@@ -247,7 +248,7 @@ class VllmServer:
 
     def _once(self, method: str, path: str, body: dict | None, until: float) -> tuple[int, bytes]:
         """Status and body of one attempt. A connection is used again; one that the server closed meanwhile is not."""
-        connection, fresh = self._connection(max(0.05, until - time.monotonic()))
+        connection, fresh = self._taken(max(0.05, until - time.monotonic()))
         payload = None if body is None else json.dumps(body)
         try:
             connection.request(method, path, payload, self._headers())
@@ -255,20 +256,26 @@ class VllmServer:
             raw = answer.read(_LARGEST)
         except BaseException as error:
             connection.close()
-            self._held.connection = None
             if isinstance(error, _FAILURES) and not isinstance(error, TimeoutError) and not fresh:
                 return self._once(method, path, body, until)
             raise
+        self._idle.append(connection)
         return answer.status, raw
 
-    def _connection(self, timeout: float) -> tuple[http.client.HTTPConnection, bool]:
-        held = getattr(self._held, "connection", None)
-        if held is not None and held.sock is not None:
-            held.sock.settimeout(timeout)
-            return held, False
+    def _taken(self, timeout: float) -> tuple[http.client.HTTPConnection, bool]:
+        """A connection that nobody uses, and whether it is new."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.sock is not None:
+                connection.sock.settimeout(timeout)
+                return connection, False
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
-        self._held.connection = kind(self._host, self._port, timeout=timeout)
-        return self._held.connection, True
+        return kind(self._host, self._port, timeout=timeout), True
+
+    def close(self) -> None:
+        """Close what is open to the server."""
+        while self._idle:
+            self._idle.pop().close()
 
     def _headers(self) -> dict[str, str]:
         key = os.environ.get(KEY, "").strip()

@@ -35,7 +35,8 @@ class Cell:
         if path.exists():
             if read_json(path) != json.loads(json.dumps(config)):
                 raise RunError(f"{path}: holds another configuration; delete the folder or use another -o DIR")
-            drop_unfinished(self.directory)
+            for folder in (self.directory, *(entry for entry in self.directory.iterdir() if entry.is_dir())):
+                drop_unfinished(folder)
             return
         self.directory.mkdir(parents=True, exist_ok=True)
         write_json(path, config, durable=True)

@@ -37,6 +37,7 @@ __all__ = [
     "put",
     "read_policy",
     "restore",
+    "retain",
     "save",
     "steps",
 ]
@@ -140,10 +141,18 @@ def save(folder: Path, step: int, registry: Mapping[str, Stateful]) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         needed = sum(t.nbytes for t in (*policy.values(), *tensors.values()))
         raise explained(_as_os_error(error), target, needed) from error
+    retain(folder, step)
+    return target
+
+
+def retain(folder: Path, step: int) -> None:
+    """Drop the training state (not the policy) of all checkpoints up to `step` but it and the one before.
+
+    A save does so; a run that goes on does it again, for it may have been killed between the two.
+    """
     for older in [s for s in steps(folder) if s <= step][:-KEPT]:
         with suppress(OSError):  # the next save tries again
             (folder / f"step-{older:08d}" / "state.safetensors").unlink(missing_ok=True)
-    return target
 
 
 def _write(folder: Path, step: int, policy: Mapping, tensors: Mapping, plain: Mapping) -> None:

@@ -30,8 +30,11 @@ def replace_text(path: Path, text: str, *, durable: bool = False) -> None:
 
 
 def drop_unfinished(folder: Path) -> None:
-    """Remove what writers that were killed left half written in a folder that this process alone writes to."""
-    for path in folder.glob(".*.tmp"):
+    """Remove what writers that were killed left half written in a folder that this process alone writes to.
+
+    Ours end with `.tmp`; those of the tensors' library begin with it.
+    """
+    for path in (*folder.glob(".*.tmp"), *folder.glob(".tmp*")):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:

@@ -183,6 +183,8 @@ class Stage:
             self.cell.rewind(-1)
             return 0
         checkpoint.restore(self._found.folder, self._found.step, self._registry)
+        if self.world.leads:
+            checkpoint.retain(self.cell.checkpoints, self._found.step)
         self.cell.rewind(self._found.step)
         self._clock = time.perf_counter() - self._seconds_so_far()
         return self._found.step
