@@ -22,9 +22,11 @@ class TinyWorld:
 
     def stage(self, method: str, directory: Path, *, seed: int = 0, inputs: Mapping[str, Path] | None = None,
               report: Any = None, task: Any = None, charged: tuple[str, ...] = (),
-              lengths: tuple[int, int] | None = None, **limits: Any) -> Any:  # fmt: skip
+              lengths: tuple[int, int] | None = None, rollout: Mapping[str, Any] | None = None,
+              **limits: Any) -> Any:  # fmt: skip
         """A stage in `directory` with every earlier cell as an input; `limits` are those of `training.stage.Limits`."""
         from trueline.data.chat import ChatTokenizer
+        from trueline.rollout.settings import RolloutSettings
         from trueline.runs.cell import Cell
         from trueline.training.stage import Limits, Stage
 
@@ -35,7 +37,7 @@ class TinyWorld:
         return Stage(
             method, seed, task or self.task, cell, ChatTokenizer.load(self.base / "tokenizer"),
             Limits(*(lengths or self.lengths), **limits), inputs=given, charged=charged,
-            report=report or (lambda progress: None),
+            report=report or (lambda progress: None), rollout=RolloutSettings(**(rollout or {})),
         )  # fmt: skip
 
     def run(self, method: str, directory: Path, settings: Mapping[str, Any] | None = None, **more: Any) -> Path:

@@ -123,7 +123,8 @@ class ProtocolServer:
                 probabilities = shown.double().exp().numpy()
                 token = int(draws.choice(vocabulary, p=probabilities / probabilities.sum()))
             tokens.append(token)
-            values.append(float((plain if self.raw else shown)[token]) - self.noise)
+            moved = 0.0 if "allowed_token_ids" in body else self.noise
+            values.append(float((plain if self.raw else shown)[token]) - moved)
             ended = token in body.get("stop_token_ids", ())
             if ended:
                 break

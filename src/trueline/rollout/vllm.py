@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import tempfile
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,8 +63,8 @@ class VllmEngine:
         self.end_ids = (end_id,) if isinstance(end_id, int) else tuple(end_id)
         self.version = -1
         self.proof: Proof | None = None
-        self._temporary = tempfile.TemporaryDirectory(prefix="trueline-weights-", dir=folder or _fast_folder())
-        self._folder = Path(self._temporary.name)
+        self._folder = Path(tempfile.mkdtemp(prefix="trueline-weights-", dir=folder or _fast_folder()))
+        self._drop_folder = weakref.finalize(self, shutil.rmtree, self._folder, ignore_errors=True)
         self._before: tuple[Tensor, float] | None = None
         self._vocabulary = 0
         self._device = torch.device("cpu")
@@ -73,7 +74,7 @@ class VllmEngine:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._temporary.cleanup()
+        self._drop_folder()
         try:
             self._wake()
         finally:

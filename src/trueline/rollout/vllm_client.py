@@ -12,6 +12,7 @@ import math
 import os
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -69,6 +70,8 @@ class VllmServer:
         self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
         self._timeout, self._connections = timeout, connections
         self._idle: deque[http.client.HTTPConnection] = deque()  # its ends are safe among threads
+        self.close = weakref.finalize(self, _close, self._idle)
+        """Close what is open to the server; done at the latest when nobody holds the client."""
         self.model = ""
 
     # what it is
@@ -272,11 +275,6 @@ class VllmServer:
         kind = http.client.HTTPSConnection if self._secure else http.client.HTTPConnection
         return kind(self._host, self._port, timeout=timeout), True
 
-    def close(self) -> None:
-        """Close what is open to the server."""
-        while self._idle:
-            self._idle.pop().close()
-
     def _headers(self) -> dict[str, str]:
         key = os.environ.get(KEY, "").strip()
         if key and not all("!" <= c <= "~" for c in key):
@@ -295,6 +293,11 @@ class VllmServer:
         if status in (401, 403):
             remedy = f"set the environment variable {KEY} to the server's key"
         return InputError(f"{path}: {problem}", where=self.name, field="rollout.url", remedy=remedy)
+
+
+def _close(connections: deque[http.client.HTTPConnection]) -> None:
+    while connections:
+        connections.pop().close()
 
 
 class _Wrong(Exception):
