@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from trueline.config import Section, load
+from trueline.distributed.settings import ClusterSettings
 from trueline.errors import InputError
 from trueline.rollout.settings import RolloutSettings
 from trueline.runs.trackers import check_trackers
@@ -31,8 +32,8 @@ def section_types(task: str) -> dict[str, type[Section]]:
     from trueline.study.tuning import tune_section
     from trueline.training.pages import arms, page, section_pages
 
-    fixed = {"data": Data, "model": Model, "train": Train, "rollout": RolloutSettings, "study": Study}
-    fixed["tune"] = tune_section(arms())
+    fixed = {"data": Data, "model": Model, "train": Train, "rollout": RolloutSettings, "cluster": ClusterSettings}
+    fixed |= {"study": Study, "tune": tune_section(arms())}
     methods = {name: page(method).Config for name, method in section_pages().items()}
     return fixed | {"world": world_type(task), "verifier": Execution} | methods
 
@@ -194,6 +195,7 @@ def _check_settings(name: str, sections: dict[str, Any]) -> None:
     study = sections["study"]
     _check_arms(sections)
     _check_rollout(sections)
+    _check_cluster(sections["cluster"], sections["rollout"])
     wrong = ""
     if len(set(study.seeds)) != len(study.seeds):
         wrong = "study.seeds", "the same seed twice", "give different seeds"
@@ -239,6 +241,20 @@ def _check_rollout(sections: dict[str, Any]) -> None:
     if wrong:
         field, reason, remedy = wrong
         raise InputError(reason, where="settings", field=f"rollout.{field}", remedy=remedy)
+
+
+def _check_cluster(cluster: Section, rollout: Section) -> None:
+    """Its settings are there for a cluster, and nothing is asked of two."""
+    wrong = ""
+    if not cluster.address and cluster.model_fields_set:
+        wrong = min(cluster.model_fields_set), "is of a cluster, and none is named", "add cluster.address=HOST:6379"
+    elif cluster.samplers and rollout.engine != "native":
+        wrong = "samplers", "the samples come from a server", "leave it or rollout.engine out"
+    elif cluster.scorers and rollout.reward_url:
+        wrong = "scorers", "the scores come from a server", "leave it or rollout.reward_url out"
+    if wrong:
+        field, reason, remedy = wrong
+        raise InputError(reason, where="settings", field=f"cluster.{field}", remedy=remedy)
 
 
 def _check_arms(sections: dict[str, Any]) -> None:

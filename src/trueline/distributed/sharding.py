@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from trueline.distributed.world import World
 
-__all__ = ["full", "is_sharded", "part", "parts", "shard", "whole"]
+__all__ = ["emptied", "full", "is_sharded", "part", "parts", "shard", "whole"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -30,7 +30,7 @@ def shard(model: Model, world: World) -> Model:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
-    model._empty = (_emptied(model),)  # in a tuple: no submodule
+    model._empty = (emptied(model),)  # in a tuple: no submodule
     mesh = init_device_mesh(world.device.type, (world.size,))
     for layer in _layers(model):
         fully_shard(layer, mesh=mesh)
@@ -77,7 +77,7 @@ def whole(model: Model) -> Model:
     return made
 
 
-def _emptied(model: Model) -> Model:
+def emptied(model: Model) -> Model:
     """A copy without weights: their places on no device; buffers as they are."""
     made = copy.deepcopy(model)
     for module in made.modules():

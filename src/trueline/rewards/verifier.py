@@ -86,14 +86,20 @@ class Verifier:
     """A pool of sandbox workers that is opened at the first program, and remembers what it has judged.
 
     A program is known by its source, prelude, entry, limits and tests. `shared` holds the verdicts of other processes,
-    and gets this one's. What broke the machinery is judged anew, and
-    the oldest verdicts are forgotten first.
+    and gets this one's; `opened` gives another pool, of workers elsewhere. What
+    broke the machinery is judged anew, and the oldest verdicts are forgotten first.
     """
 
     def __init__(
-        self, workers: int = 1, *, tier: str = "auto", unsafe: bool = False, shared: VerdictFile | None = None
+        self,
+        workers: int = 1,
+        *,
+        tier: str = "auto",
+        unsafe: bool = False,
+        shared: VerdictFile | None = None,
+        opened: Callable[[], Pool] | None = None,
     ) -> None:
-        self._wanted = {"workers": workers, "tier": tier, "unsafe": unsafe}
+        self._open = opened or (lambda: Pool(workers, tier=tier, unsafe=unsafe))
         self._pool: Pool | None = None
         self._shared = shared
         self._known: OrderedDict[bytes, Verdict] = OrderedDict()
@@ -152,7 +158,7 @@ class Verifier:
 
     def _opened(self) -> Pool:
         if self._pool is None:
-            self._pool = Pool(**self._wanted)
+            self._pool = self._open()
         return self._pool
 
 

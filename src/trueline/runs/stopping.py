@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["PATIENCE", "Stopped", "end_of_step", "in_program", "in_worker", "requested", "saves_itself"]
+__all__ = ["PATIENCE", "Stopped", "end_of_step", "in_program", "in_worker", "requested", "saves_itself", "seen_here"]
 
 PATIENCE = 10.0
 """Seconds between a stop and the end: workers that have not saved by then are killed, and resume from before."""
@@ -63,6 +63,11 @@ def in_worker() -> None:
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, handle)
+
+
+def seen_here() -> list[int]:
+    """The signals that this process was asked to stop with; who cannot send it one appends to them."""
+    return _seen
 
 
 def requested() -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 
 from trueline.config import digest, to_plain
 from trueline.data.chat import ChatTokenizer
+from trueline.distributed.cluster import connect
 from trueline.distributed.world import alone, current, losses_told
 from trueline.errors import InputError, RunError
 from trueline.models.checkpoints import read_config, shape_from
@@ -24,6 +25,7 @@ from trueline.rollout.vllm_launch import LEAST_CONTEXT, served
 from trueline.runs import stopping
 from trueline.runs.cell import append_row, read_json, write_json
 from trueline.runs.store import neighbours, take_over
+from trueline.study.cluster_crew import ClusterCrew, WorkerLost
 from trueline.study.crew import Crew
 from trueline.study.design import Node
 from trueline.study.identity import sampling_of
@@ -123,7 +125,8 @@ class Executor:
         self.cells: dict[str, Path] = {}
         self.named: str | None = None
         self.share_of_steps = 1.0
-        self._servers, self._address = ExitStack(), None
+        self._servers, self._address, self._cluster = ExitStack(), None, ""
+        self._lost: dict[str, int] = {}
         train, shape = sections["train"], shape_from(read_json(self.base / "shape.json"))
         self.precision = choose_precision(train.precision, shape, device_of(train.device))
         self.origins = origins(origins_of(sections))
@@ -184,14 +187,14 @@ class Executor:
         """
         self.named, self.share_of_steps = named, share
         waiting = {node.key: node for node in nodes}
-        with ExitStack() as self._servers:
+        with ExitStack() as self._servers, connect(self.sections["cluster"]) as self._cluster:
             return self._run_together(waiting) if current().size > 1 else self._run_apart(waiting)
 
     def _run_apart(self, waiting: dict[str, Node]) -> dict[str, Path]:
-        """As `run`, each cell in a worker process."""
+        """As `run`, each cell in a worker process, here or on a cluster."""
         deaths = 0
         while waiting:
-            crew = Crew(self.workers())
+            crew = self._crew()
             try:
                 finished = self._work(crew, waiting)
             except BaseException as error:
@@ -206,6 +209,23 @@ class Executor:
             crew.kill()
             self._mourn(deaths)
         return self.cells
+
+    def _crew(self) -> Crew | ClusterCrew:
+        cluster = self.sections["cluster"]
+        if not (cluster.address and cluster.cells):
+            return Crew(self.workers())
+        import ray
+
+        room = int(ray.cluster_resources().get("CPU", 1) // cluster.cpus)
+        if cluster.gpus:
+            room = min(room, int(ray.cluster_resources().get("GPU", 0) // cluster.gpus))
+        if room < 1:
+            raise InputError(
+                f"no machine of the cluster has {cluster.cpus:g} cores and {cluster.gpus:g} GPUs", where="settings",
+                field="cluster.cpus", remedy="lower it, or start more machines",
+            )  # fmt: skip
+        servers = self.sections["rollout"].servers or room
+        return ClusterCrew(cluster, min(self.sections["train"].workers or room, servers), self.directory)
 
     def _run_together(self, waiting: dict[str, Node]) -> dict[str, Path]:
         """As `run`, among the processes of this run: each cell by all of them, one cell after another.
@@ -251,8 +271,8 @@ class Executor:
                 if node.twin and node.twin in waiting | {n.key: n for n in started.values()}:
                     continue  # the same run may be about to be finished with a larger share
                 job = self._job(node)
-                if job is not None and job.directory in making:
-                    continue  # another node is that very run
+                if job is not None and (job.directory in making or getattr(crew, "full", False)):
+                    continue  # another node is that very run, or there is no room
                 del waiting[node.key]
                 if job is None:
                     continue
@@ -273,6 +293,12 @@ class Executor:
                     except BrokenProcessPool:
                         waiting |= {n.key: n for n in started.values()}
                         return finished
+                    except WorkerLost as loss:
+                        self._lose(node, loss)
+                        waiting[node.key] = node
+                        del started[future]
+                        making.discard(str(self.cells[node.key]))
+                        continue
                     del started[future]
                     making.discard(str(self.cells[node.key]))
                     finished += 1
@@ -281,6 +307,18 @@ class Executor:
                 raise RunError(f"no node can run: {', '.join(waiting)}; this is a fault of the design")
         self._drain(crew.channel)
         return finished
+
+    def _lose(self, node: Node, loss: WorkerLost) -> None:
+        """Write down that a cell's worker was lost; raise where that does not end."""
+        self._lost[node.key] = times = self._lost.get(node.key, 0) + 1
+        append_row(self.directory / "incidents.jsonl", {"what": f"a worker was lost ({loss})", "cell": node.key})
+        told = "its worker is lost; the cell goes on from its checkpoint on another"
+        self.report(node.key, Progress("", node.page, 0, 0, warning=f"{node.arm}: {told}"))
+        if times >= _MOST_DEATHS:
+            raise RunError(
+                f"{node.arm}, seed {node.seed}: its worker was lost {times} times ({loss}); what is finished is kept: "
+                "run the same command again"
+            )
 
     def _mourn(self, deaths: int) -> None:
         """Write down that a worker died; raise where that does not end."""
@@ -322,6 +360,7 @@ class Executor:
             name: self.sections[name] for name in ("data", "model", "train", "verifier") if name in self.sections
         }
         sections["rollout"] = self._rollout(node)
+        sections["cluster"] = self.sections["cluster"].model_copy(update={"address": self._cluster})
         sections |= dict(node.sections) | {"world": node.world, "budget_rule": self.sections["study"].budget_rule}
         return Job(
             node,

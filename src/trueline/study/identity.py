@@ -54,7 +54,8 @@ def identity_of(task: str, sections: Mapping[str, Any], described: Mapping[str, 
     """The identity of a run."""
     plain = to_plain(sections)
     plain["train"] = {k: v for k, v in plain["train"].items() if k not in UNIMPORTANT}
-    plain.pop("rollout", None)
+    for elsewhere in ("rollout", "cluster"):
+        plain.pop(elsewhere, None)
     plain |= sampling_of(sections)
     return Identity(task, plain, to_plain({"d": dict(described)})["d"], origins_of(sections))
 

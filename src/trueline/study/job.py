@@ -11,6 +11,7 @@ from typing import Any
 from trueline import __version__
 from trueline.config import Section
 from trueline.data.chat import ChatTokenizer
+from trueline.distributed.cluster import connect
 from trueline.distributed.world import current
 from trueline.errors import NumericsError
 from trueline.models.adapters import LoraSettings
@@ -19,8 +20,9 @@ from trueline.runs import stopping
 from trueline.runs.cell import Cell, write_json
 from trueline.runs.trackers import Trackers
 from trueline.study.design import Node
-from trueline.tasks.execution import share_verdicts
+from trueline.tasks.execution import judge_elsewhere, share_verdicts
 from trueline.tasks.registry import make_task
+from trueline.training.elsewhere import ClusterJudges
 from trueline.training.pages import page
 from trueline.training.stage import Limits, Progress, Stage
 
@@ -64,8 +66,19 @@ def run_job(job: Job, report: Callable[[str, Progress], None], scratch: str = ""
 
     A process that does not lead writes what it would write to `scratch`, and reads the leader's checkpoints.
     """
+    cluster = job.sections["cluster"]
+    if not (cluster.samplers or cluster.scorers or cluster.judges):
+        return _run(job, report, scratch)
+    with connect(cluster):
+        if cluster.judges:
+            judge_elsewhere(lambda tier, unsafe: ClusterJudges(cluster, tier=tier, unsafe=unsafe))
+        _run(job, report, scratch)
+
+
+def _run(job: Job, report: Callable[[str, Progress], None], scratch: str) -> None:
     import torch
 
+    cluster = job.sections["cluster"]
     node, world = job.node, current()
     cell = Cell(Path(job.directory))
     share_verdicts(cell.directory.parent)
@@ -113,6 +126,7 @@ def run_job(job: Job, report: Callable[[str, Progress], None], scratch: str = ""
         trackers=Trackers(train.report_to, folder, named, settings, tell) if train.report_to and world.leads else None,
         device=world.device if world.size > 1 else torch.device(device),
         rollout=job.sections["rollout"],
+        cluster=cluster,
     )
     config = node.config if isinstance(node.config, Section) else page(node.page).Config(**(node.config or {}))
     before = stage.task.machinery()

@@ -14,13 +14,13 @@ from trueline.config import Section
 from trueline.data.code_formats import Problem
 from trueline.rewards.verdicts import VerdictFile
 from trueline.rewards.verifier import SCALES, Verifier, candidate, judgement, public_tests
-from trueline.sandbox import Limits, Program, Verdict
+from trueline.sandbox import Limits, Pool, Program, Verdict
 from trueline.seeds import permutation
 from trueline.tasks.code_pairs import pairs_of_samples
 from trueline.tasks.task import PairSources, Sampler
 from trueline.types import Judgement, Prompt, Test
 
-__all__ = ["Execution", "Judge", "sampled_pairs", "share_verdicts"]
+__all__ = ["Execution", "Judge", "judge_elsewhere", "sampled_pairs", "share_verdicts"]
 
 
 class Execution(Section):
@@ -50,6 +50,7 @@ class Execution(Section):
 
 
 _FOLDER: list[Path] = []
+_OPENED: list[Callable[[str, bool], Pool]] = []
 
 
 def share_verdicts(folder: Path) -> None:
@@ -57,11 +58,18 @@ def share_verdicts(folder: Path) -> None:
     _FOLDER[:] = [folder]
 
 
+def judge_elsewhere(opened: Callable[[str, bool], Pool]) -> None:
+    """From here on this process's programs are judged by the pool that `opened(tier, unsafe)` gives."""
+    _OPENED[:] = [opened]
+    _shared.cache_clear()
+
+
 @cache
 def _shared(tier: str, unsafe: bool) -> Verifier:
     """One worker: cells run side by side, one on each core, and wait while their programs run."""
     shared = VerdictFile(_FOLDER[0] / f".verdicts-{tier}{'-unsafe' * unsafe}.sqlite") if _FOLDER else None
-    verifier = Verifier(1, tier=tier, unsafe=unsafe, shared=shared)
+    opened = (lambda: _OPENED[0](tier, unsafe)) if _OPENED else None
+    verifier = Verifier(1, tier=tier, unsafe=unsafe, shared=shared, opened=opened)
     atexit.register(verifier.close)
     return verifier
 

@@ -1,15 +1,16 @@
-"""Who samples for a stage: the engine in this process, or a vLLM server that this run alone gives weights to."""
+"""Who samples for a stage: this process, samplers on a cluster, or a vLLM server that this run alone gives weights."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 from trueline.data.chat import ChatTokenizer
+from trueline.distributed.settings import ClusterSettings
 from trueline.distributed.world import World
 from trueline.errors import RunError
 from trueline.models.decoder import Decoder
@@ -19,6 +20,7 @@ from trueline.rollout.settings import RolloutSettings
 from trueline.rollout.vllm import Proof, VllmEngine
 from trueline.rollout.vllm_client import VllmServer
 from trueline.runs.lock import held
+from trueline.training.elsewhere import ClusterEngine
 from trueline.training.together import LedEngine, SharedEngine
 
 __all__ = ["Engines"]
@@ -27,8 +29,16 @@ __all__ = ["Engines"]
 class Engines:
     """The engines of one stage. A server is taken at its first use and given back by `close`."""
 
-    def __init__(self, settings: RolloutSettings, world: World, tokenizer: ChatTokenizer) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        settings: RolloutSettings,
+        world: World,
+        tokenizer: ChatTokenizer,
+        cluster: ClusterSettings,
+        tell: Callable[[str], None],
+    ) -> None:
+        self.settings, self._cluster, self._tell = settings, cluster, tell
+        self._elsewhere: ClusterEngine | None = None
         self._world, self._tokenizer = world, tokenizer
         self._served: VllmEngine | None = None
         self._version = 0
@@ -47,6 +57,12 @@ class Engines:
     def of(self, policy: Decoder) -> RolloutEngine:
         """An engine that samples from `policy`, which is in one piece."""
         pad, ends = self._tokenizer.pad_id, self._tokenizer.end_ids
+        if self.exact and self._cluster.samplers and self._world.size == 1:
+            if self._elsewhere is None:
+                self._elsewhere = ClusterEngine(self._cluster, pad_id=pad, end_ids=ends, tell=self._tell)
+                self._open.callback(self._elsewhere.close)
+            self._elsewhere.load_weights(policy, 0)
+            return self._elsewhere
         if self.exact:
             engine: RolloutEngine = NativeEngine(pad_id=pad, end_id=ends)
             if self._world.size > 1:
@@ -79,7 +95,7 @@ class Engines:
 
     def close(self) -> None:
         """Give the server back."""
-        self._served = None
+        self._served = self._elsewhere = None
         self._open.close()
 
 

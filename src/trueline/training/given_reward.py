@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from trueline.models.heads import ScalarModel
 from trueline.runs.cell import write_json
 from trueline.seeds import uniforms
 from trueline.training.held_out import calibration, counts, length_controls
@@ -63,7 +64,9 @@ def adopt(path: Path, part: str, stage: Stage) -> None:
         rows = reader.written([p.prompt for p in pairs], [getattr(p, side) for p in pairs])
         sides.append(reader.standardized(rows).double().cpu())
     margins = (sides[0] - sides[1]).tolist()
-    model = load_reward_model(here)[0] if stage.rollout.reward_url else reader.reward.model
+    model = reader.reward.model
+    if not isinstance(model, ScalarModel):  # its weights are elsewhere
+        model, _ = load_reward_model(here)
     keep_examples(stage, model, pairs, inner, reader.tokenizer)
     within = counts([p.prompt.kind for p in pairs], margins)
     facts = {

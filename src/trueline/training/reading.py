@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from trueline.data.batches import Tokenized, collate
 from trueline.data.chat import ChatTokenizer
+from trueline.models.heads import ScalarModel
 from trueline.rewards.learned import LearnedReward
 from trueline.rollout.engine import Rollout
+from trueline.training.elsewhere import ClusterReward
 from trueline.training.policies import load_reward_model
 from trueline.training.served_reward import served_reward
 from trueline.training.stage import Stage, batch_on
@@ -25,9 +27,7 @@ class RewardReader:
 
     def __init__(self, stage: Stage, name: str = "reward") -> None:
         model, calibration = load_reward_model(stage, name)
-        self.reward = LearnedReward(model, calibration, token_limit=2 * stage.limits.micro_tokens)
-        if stage.rollout.reward_url:
-            self.reward = served_reward(stage, model, calibration)
+        self.reward = _reward(stage, model, calibration)
         self._stage = stage
         self.tokenizer = tokenizer_of(stage, name)
 
@@ -58,6 +58,16 @@ class RewardReader:
     def standardized(self, rows: Rollout) -> Tensor:
         """Scores in units of the calibration, [B]; `rows` are of `rows` or `written`."""
         return self.reward.standardized(rows.tokens, rows.lengths, rows.prompt_lengths)
+
+
+def _reward(stage: Stage, model: ScalarModel, calibration: Mapping[str, float]) -> LearnedReward:
+    """The model's scores, computed here, at a server, or on a cluster."""
+    limit = 2 * stage.limits.micro_tokens
+    if stage.rollout.reward_url:
+        return served_reward(stage, model, calibration)
+    if stage.cluster.scorers and stage.world.size == 1:
+        return ClusterReward(stage.cluster, model, calibration, token_limit=limit, tell=stage.warn)
+    return LearnedReward(model, calibration, token_limit=limit)
 
 
 def tokenizer_of(stage: Stage, name: str = "reward") -> ChatTokenizer:

@@ -16,6 +16,7 @@ import torch
 
 from trueline.data.batches import TokenBatch, Tokenized
 from trueline.data.chat import ChatTokenizer
+from trueline.distributed.settings import ClusterSettings
 from trueline.distributed.sharding import shard, whole
 from trueline.distributed.world import current
 from trueline.models.adapters import LoraSettings
@@ -122,12 +123,13 @@ class Stage:
     trackers: Trackers | None = None
     device: torch.device = torch.device("cpu")  # noqa: RUF009 - immutable
     rollout: RolloutSettings = RolloutSettings()  # noqa: RUF009 - immutable
+    cluster: ClusterSettings = ClusterSettings()  # noqa: RUF009 - immutable
 
     def __post_init__(self) -> None:
         self.world = current()
         self._found = checkpoint.newest(self.cell.checkpoints, self.cell.stopped)
         self.gates = Gates(self.cell, resumed=self._found.folder is not None)
-        self.engines = Engines(self.rollout, self.world, self.tokenizer)
+        self.engines = Engines(self.rollout, self.world, self.tokenizer, self.cluster, self.warn)
         self.facts: dict[str, Any] = {}
         self.room = Room()
         self.meter = BudgetMeter(4.0 if self.limits.lora else 6.0)  # a frozen weight gets no gradient

@@ -13,7 +13,7 @@ from trueline.models.decoder import Decoder
 from trueline.models.scoring import Sampling
 from trueline.rollout.engine import Rollout, RolloutEngine
 
-__all__ = ["LedEngine", "SharedEngine"]
+__all__ = ["LedEngine", "SharedEngine", "put_together"]
 
 
 class SharedEngine:
@@ -44,7 +44,7 @@ class SharedEngine:
                 [prompts[i] for i in mine], draws, max_new_tokens=max_new_tokens, sampling=sampling
             )
         pieces = [piece for piece in self._world.everyone(drawn and _on_cpu(drawn)) if piece is not None]
-        return _put_together(pieces, order, self._world.size, self._pad_id, self._world.device)
+        return put_together(pieces, order, self._world.size, self._pad_id, self._world.device)
 
 
 class LedEngine:
@@ -80,7 +80,11 @@ def _on_cpu(rollout: Rollout) -> tuple[torch.Tensor, ...]:
     return tuple(part.cpu() for part in (*parts, rollout.ended))
 
 
-def _put_together(pieces: list, order: np.ndarray, size: int, pad_id: int, device: torch.device) -> Rollout:
+def put_together(
+    pieces: list, order: np.ndarray, size: int, pad_id: int, device: torch.device, version: int = 0
+) -> Rollout:
+    """The rollout of all rows; piece k of `size` holds rows order[k::size]: tokens, mask, log-probs, lengths, prompt
+    lengths, ended."""
     width = max(piece[0].shape[1] for piece in pieces)
     rows = np.concatenate([order[rank::size] for rank in range(size)])
     back = torch.from_numpy(np.argsort(rows))
@@ -92,4 +96,4 @@ def _put_together(pieces: list, order: np.ndarray, size: int, pad_id: int, devic
         return torch.cat(parts)[back].to(device)
 
     tokens, mask, logprobs, lengths, prompts, ended = (joined(i, pad_id if i == 0 else 0) for i in range(6))
-    return Rollout(tokens, mask, logprobs, lengths, prompts, ended, 0)
+    return Rollout(tokens, mask, logprobs, lengths, prompts, ended, version)
