@@ -90,7 +90,7 @@ EXTRA = {
     "rewards/linear.py": {"safetensors"},
     "runs/checkpoint.py": {"torch", "safetensors"},
     "runs/trackers.py": {"torch", "wandb", "trackio"},
-    "study/execute.py": RUNS_CELLS | {"ray"},
+    "study/execute.py": RUNS_CELLS,
     "study/job.py": RUNS_CELLS,
     "study/crew.py": {"torch"},
     "study/cluster_crew.py": {"trueline.distributed", "torch", "ray"},

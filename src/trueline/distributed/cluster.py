@@ -10,8 +10,9 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
+import signal
+import socket
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from typing import Any
 from trueline.distributed.settings import ClusterSettings
 from trueline.errors import InputError, RunError
 
-__all__ = ["ActorPool", "Actors", "connect", "connected", "is_loss", "loss_of"]
+__all__ = ["ActorPool", "Actors", "connect", "connected", "is_loss", "loss_of", "room"]
 
 _NAMESPACE = "trueline"
 _MOST_LOSSES = 3
@@ -38,8 +39,8 @@ def connect(settings: ClusterSettings) -> Iterator[str]:
     """Speak with the cluster in here; gives its address. Nothing where there is none ("" then), or where this process
     speaks with one already.
 
-    Raises InputError without Ray, without token authentication, or where the token or the version is another; RunError
-    where the cluster is not there.
+    Raises InputError without Ray, without token authentication, or where the versions are others; RunError where the
+    cluster is not there or takes another token.
     """
     if not settings.address or connected():
         yield settings.address
@@ -57,34 +58,55 @@ def connect(settings: ClusterSettings) -> Iterator[str]:
             "or cluster.unsafe=true on a network of your own",
         )  # fmt: skip
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not local:
+        _knock(settings.address)
     import ray
 
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         started = {"include_dashboard": False} if local else {"address": settings.address}
         ray.init(namespace=_NAMESPACE, log_to_driver=False, logging_level="ERROR", **started)
     except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
         raise _refused(settings.address, error) from None
+    for number, handler in handlers.items():  # Ray puts its own in their place: a stop would save nothing
+        signal.signal(number, handler if handler is not None else signal.SIG_DFL)
     try:
         yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
 
 
+def _knock(address: str) -> None:
+    """Raise RunError where nobody answers: Ray itself would ask for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        return  # "auto" and the like: Ray knows where
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise _refused(address, error) from None
+
+
 def _refused(address: str, error: Exception) -> Exception:
     said = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    if "uthenticat" in str(error) or "token" in str(error):
-        return InputError(
-            f"the cluster refuses this token ({said})", where=address, field="cluster.address",
-            remedy="set RAY_AUTH_TOKEN to the token of the cluster",
-        )  # fmt: skip
     if "ersion mismatch" in str(error):
         return InputError(
             f"the cluster runs other versions ({said})", where=address, field="cluster.address",
             remedy="the same Python and Ray on every machine",
         )  # fmt: skip
     return RunError(
-        f"no Ray cluster at {address} ({said}); start it with ray start --head, or use cluster.address=local"
+        f"no Ray cluster at {address} that takes this token ({said}); start it with ray start --head, set "
+        "RAY_AUTH_TOKEN to its token, or use cluster.address=local"
     )
+
+
+def room(cpus: float, gpus: float) -> int:
+    """How many workers with such a share the machines that are there could hold, were they idle."""
+    import ray
+
+    have = ray.cluster_resources()
+    found = int(have.get("CPU", 0.0) / cpus + 1e-9)
+    return min(found, int(have.get("GPU", 0.0) / gpus + 1e-9)) if gpus else found
 
 
 def is_loss(error: BaseException) -> bool:
@@ -128,7 +150,7 @@ class ActorPool:
     """`count` actors that compute parts of a call; `prepare(actor)` brings a new one to where the others are.
 
     `tell` is called with a sentence when one is lost. Raises RunError where three are lost without an answer between,
-    or where a part has no worker for half a minute.
+    or where one finds no machine for half a minute.
     """
 
     def __init__(
@@ -141,8 +163,9 @@ class ActorPool:
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._actors, self._name, self._prepare, self._tell = actors, name, prepare, tell
-        self._held = [actors.make() for _ in range(count)]
         self._losses = 0
+        self._held = [actors.make() for _ in range(count)]
+        self._there(self._held)
 
     def __len__(self) -> int:
         return len(self._held)
@@ -158,13 +181,8 @@ class ActorPool:
 
         answers: list[Any] = [None] * len(calls)
         waiting = {self._start(i, call): i for i, call in enumerate(calls)}
-        since = time.monotonic()
         while waiting:
-            done, _ = ray.wait(list(waiting), num_returns=1, timeout=1.0)
-            if not done:
-                self._room(since)
-                continue
-            (reference,) = done
+            (reference,), _ = ray.wait(list(waiting), num_returns=1)
             index = waiting.pop(reference)
             try:
                 answers[index] = ray.get(reference)
@@ -178,7 +196,6 @@ class ActorPool:
                         del waiting[ref]
                         waiting[self._start(i, calls[i])] = i
                 waiting[self._start(index, calls[index])] = index
-            since = time.monotonic()
         return answers
 
     def _start(self, index: int, call: Callable[[Any], Any]) -> Any:
@@ -193,21 +210,22 @@ class ActorPool:
                 "is kept: run the same command again"
             ) from None
         self._held[index % len(self)] = actor = self._actors.make()
+        self._there([actor])
         self._prepare(actor)
 
-    def _room(self, since: float) -> None:
-        """Raise where parts wait for a machine that no longer exists."""
+    def _there(self, actors: Sequence[Any]) -> None:
+        """Wait until actors have found their machines; RunError where there is no room for them."""
         import ray
 
-        if time.monotonic() - since < _PATIENCE:
-            return
-        have = ray.cluster_resources()
-        wanted = {"CPU": self._actors.cpus, "GPU": self._actors.gpus}
-        short = [name for name, amount in wanted.items() if amount > have.get(name, 0.0)]
-        if short:
+        _, missing = ray.wait(
+            [actor.__ray_ready__.remote() for actor in actors], num_returns=len(actors), timeout=_PATIENCE
+        )
+        if missing:
+            have, wanted = ray.available_resources(), {"CPU": self._actors.cpus, "GPU": self._actors.gpus}
+            free = ", ".join(f"{have.get(name, 0.0):g} {name}" for name, amount in wanted.items() if amount)
             raise RunError(
-                f"no machine is left for a {self._name}: {', '.join(short)} are gone; bring the machines back and run "
-                "the same command again"
+                f"{len(missing)} {self._name}s found no machine within {_PATIENCE:g} s ({free} free): bring machines "
+                "back or ask for less, then run the same command again"
             )
 
     def close(self) -> None:

@@ -20,3 +20,13 @@ class ClusterSettings(Section):
     scorers: int = Field(0, ge=0, description="workers of each cell that score with its reward model; 0: the cell")
     judges: int = Field(0, ge=0, description="workers of each cell that run programs; 0: the cell itself")
     unsafe: bool = Field(False, description="permit a cluster without token authentication: its port runs any code")
+
+    @property
+    def cell_cpus(self) -> float:
+        """Cores of a cell with its helpers."""
+        return self.cpus * (1 + self.samplers + self.scorers + self.judges)
+
+    @property
+    def cell_gpus(self) -> float:
+        """GPUs of a cell with its helpers; judges need none."""
+        return self.gpus * (1 + self.samplers + self.scorers)

@@ -1,10 +1,12 @@
 """The workers of a study on a Ray cluster: the same verbs as a crew of processes, and one lost worker is one lost cell.
 
-What every machine needs: this package in the same version, and the run directory under the same name.
+What every machine needs: this package in the same version, and the folder of the command, the run directory and the
+files it reads under the same names.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import queue
 import secrets
@@ -16,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from trueline import __version__
-from trueline.distributed.cluster import Actors, is_loss, loss_of
+from trueline.distributed.cluster import Actors, is_loss, loss_of, room
 from trueline.distributed.settings import ClusterSettings
 from trueline.errors import InputError, RunError
 from trueline.runs import stopping
@@ -25,6 +27,8 @@ from trueline.study.job import Job, run_job
 
 __all__ = ["ClusterCrew", "WorkerLost"]
 
+_PATIENCE = 20.0
+"""Seconds without a machine after which the run ends."""
 _HANDOVER = 30.0
 """Seconds in which a cell that a lost worker held must be free for its successor."""
 
@@ -41,22 +45,39 @@ class ClusterCrew:
         from ray.util.queue import Queue
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._count = count
+        self._count, self._settings = count, settings
+        self._room, self._asked, self._none_since = count, time.monotonic(), 0.0
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         self._queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self.channel = _Channel(self._queue)
         self._mark = (directory / "cells" / f".cluster-{secrets.token_hex(4)}.tmp").resolve()
         self._mark.write_text("every machine of the run must see this\n", encoding="utf-8")
         self._actors = Actors(
-            _Worker, self._queue, str(self._mark), __version__, cpus=settings.cpus, gpus=settings.gpus, calls=2
+            _Worker,
+            self._queue,
+            os.getcwd(),
+            str(self._mark),
+            __version__,
+            cpus=settings.cpus,
+            gpus=settings.gpus,
+            calls=2,
         )
         self._idle: list[Any] = []
         self._busy: dict[Future, Any] = {}
 
     @property
     def full(self) -> bool:
-        """Whether every worker has a cell."""
-        return len(self._busy) >= self._count
+        """Whether every worker that there is a machine for has a cell; RunError where no machine is left."""
+        if time.monotonic() - self._asked > 1.0:
+            self._asked = time.monotonic()
+            self._room = room(self._settings.cell_cpus, self._settings.cell_gpus)
+            self._none_since = 0.0 if self._room else self._none_since or self._asked
+            if self._none_since and self._asked - self._none_since > _PATIENCE:
+                raise RunError(
+                    "no machine of the cluster has room for a cell any more; what is finished is kept: bring machines "
+                    "back and run the same command again"
+                )
+        return len(self._busy) >= min(self._count, self._room)
 
     def submit(self, job: Job) -> Future:
         """The job's future: its result, the error it ended with, or WorkerLost."""
@@ -121,8 +142,8 @@ class _Channel:
 class _Worker:
     """Runs cells on one machine. One thread works, another takes the word to stop."""
 
-    def __init__(self, told: Any, mark: str, version: str) -> None:
-        self._told, self._mark, self._version = told, Path(mark), version
+    def __init__(self, told: Any, folder: str, mark: str, version: str) -> None:
+        self._told, self._folder, self._mark, self._version = told, Path(folder), Path(mark), version
         self._stop: list[int] = stopping.seen_here()
 
     def run(self, job: Job) -> BaseException | None:
@@ -143,11 +164,13 @@ class _Worker:
         self._stop.append(signal.SIGTERM)
 
     def _check(self) -> None:
-        if not self._mark.is_file():
-            raise InputError(
-                f"the machine {platform.node()} does not see {self._mark.parent.parent}", field="-o",
-                remedy="give an -o DIR that all machines of the cluster share",
-            )  # fmt: skip
+        for place in (self._folder, self._mark):
+            if not place.exists():
+                raise InputError(
+                    f"the machine {platform.node()} does not see {place}",
+                    field="-o", remedy="run in a folder, and with an -o DIR, that all machines of the cluster share",
+                )  # fmt: skip
+        os.chdir(self._folder)  # paths of settings are taken from there
         if self._version != __version__:
             raise InputError(
                 f"the machine {platform.node()} has trueline {__version__}, this one {self._version}",

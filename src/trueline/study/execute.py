@@ -15,7 +15,7 @@ from typing import Any
 
 from trueline.config import digest, to_plain
 from trueline.data.chat import ChatTokenizer
-from trueline.distributed.cluster import connect
+from trueline.distributed.cluster import connect, room
 from trueline.distributed.world import alone, current, losses_told
 from trueline.errors import InputError, RunError
 from trueline.models.checkpoints import read_config, shape_from
@@ -214,18 +214,17 @@ class Executor:
         cluster = self.sections["cluster"]
         if not (cluster.address and cluster.cells):
             return Crew(self.workers())
-        import ray
-
-        room = int(ray.cluster_resources().get("CPU", 1) // cluster.cpus)
-        if cluster.gpus:
-            room = min(room, int(ray.cluster_resources().get("GPU", 0) // cluster.gpus))
-        if room < 1:
+        places = room(cluster.cell_cpus, cluster.cell_gpus)
+        if places < 1:
             raise InputError(
-                f"no machine of the cluster has {cluster.cpus:g} cores and {cluster.gpus:g} GPUs", where="settings",
-                field="cluster.cpus", remedy="lower it, or start more machines",
-            )  # fmt: skip
-        servers = self.sections["rollout"].servers or room
-        return ClusterCrew(cluster, min(self.sections["train"].workers or room, servers), self.directory)
+                f"a cell with its helpers takes {cluster.cell_cpus:g} cores and {cluster.cell_gpus:g} GPUs, "
+                "the cluster has fewer",
+                where="settings",
+                field="cluster.cpus",
+                remedy="lower it, ask for fewer samplers, scorers and judges, or start more machines",
+            )
+        most = self.sections["rollout"].servers or places
+        return ClusterCrew(cluster, min(self.sections["train"].workers or places, most), self.directory)
 
     def _run_together(self, waiting: dict[str, Node]) -> dict[str, Path]:
         """As `run`, among the processes of this run: each cell by all of them, one cell after another.
