@@ -395,6 +395,7 @@ def _done(run: Path) -> int:
     return len(list(run.glob("cells/*/done.json")))
 
 
+@pytest.mark.nightly  # tests/reliability/test_stops.py stops each trainer with every change
 @pytest.mark.integration
 def test_stopped_in_every_phase_the_same_command_goes_on_to_the_same_end(study, tmp_path) -> None:
     """SIGINT to the whole process group, as a terminal sends it, and SIGTERM to the program, in turn. The cells are

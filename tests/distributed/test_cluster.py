@@ -24,6 +24,7 @@ from trueline.errors import InputError
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
+night = pytest.mark.nightly
 TOKEN = secrets.token_hex(32)
 WITH_TOKEN = ENVIRONMENT | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
 STAGE = (
@@ -127,6 +128,7 @@ def test_cells_with_their_helpers_elsewhere_are_the_same_to_the_bit(machines, wh
     _same(tmp_path / "run", whole)
 
 
+@night
 def test_helpers_of_cells_that_run_here(machines, whole, tmp_path) -> None:
     more = ("cluster.cells=false", "cluster.samplers=3", "train.workers=1")
     with _started(tmp_path, machines, *more) as process:
@@ -134,6 +136,7 @@ def test_helpers_of_cells_that_run_here(machines, whole, tmp_path) -> None:
     _same(tmp_path / "run", whole)
 
 
+@night
 @pytest.mark.parametrize(("kind", "more"), [("_Worker", ()), ("_Sampler", ("cluster.samplers=2", "cluster.cpus=0.5"))])
 def test_a_worker_that_is_killed_is_replaced_and_nothing_counts_twice(kind, more, machines, whole, tmp_path) -> None:
     with _started(tmp_path, machines, *more) as process:
@@ -149,6 +152,7 @@ def test_a_worker_that_is_killed_is_replaced_and_nothing_counts_twice(kind, more
         assert len(_incidents(tmp_path / "run")) == 2
 
 
+@night
 def test_a_machine_that_is_lost_is_done_without(machines, whole, tmp_path) -> None:
     # cells of two cores with their helper: some part of each is on the machine that goes
     with _started(tmp_path, machines, "cluster.samplers=2", "cluster.cpus=0.6") as process:
@@ -164,6 +168,7 @@ def test_a_machine_that_is_lost_is_done_without(machines, whole, tmp_path) -> No
     _same(tmp_path / "run", whole)
 
 
+@night
 def test_workers_that_always_die_end_the_run_in_time(machines, tmp_path) -> None:
     with _started(tmp_path, machines) as process:
         _until(process, tmp_path / "run", 1)
@@ -190,6 +195,7 @@ def test_a_stop_is_saved_and_goes_on(machines, whole, tmp_path) -> None:
     _same(tmp_path / "run", whole)
 
 
+@night
 def test_a_program_that_is_killed_leaves_no_worker(machines, tmp_path) -> None:
     with _started(tmp_path, machines) as process:
         _until(process, tmp_path / "run", 1)
@@ -201,6 +207,7 @@ def test_a_program_that_is_killed_leaves_no_worker(machines, tmp_path) -> None:
     assert not _actors("_Worker")
 
 
+@night
 def test_programs_are_judged_elsewhere_alike(machines, tmp_path) -> None:
     study = ("ppo", "code", "--quick", "world.demonstrations=200", "sft.epochs=1", "ppo.steps=2", "ppo.batch_size=16")
     for name in ("here", "there"):

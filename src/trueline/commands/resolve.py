@@ -225,7 +225,7 @@ def _check_rollout(sections: dict[str, Any]) -> None:
             "add reward.path=FOLDER, the folder that is served"
         )  # fmt: skip
     elif rollout.engine == "native":
-        given = rollout.model_fields_set - {"engine", "importance", "importance_cap", "reward_url", "timeout"}
+        given = _changed(rollout) - {"engine", "importance", "importance_cap", "reward_url", "timeout"}
         if given:
             wrong = min(given), "is of a server, and this process samples", "add rollout.engine=vllm, or leave it out"
     elif bool(rollout.url) == bool(rollout.command):
@@ -243,11 +243,16 @@ def _check_rollout(sections: dict[str, Any]) -> None:
         raise InputError(reason, where="settings", field=f"rollout.{field}", remedy=remedy)
 
 
+def _changed(section: Section) -> set[str]:
+    """What is not as it is where nobody says anything; a report's settings name everything."""
+    return {name for name, field in type(section).model_fields.items() if getattr(section, name) != field.default}
+
+
 def _check_cluster(cluster: Section, rollout: Section) -> None:
     """Its settings are there for a cluster, and nothing is asked of two."""
     wrong = ""
-    if not cluster.address and cluster.model_fields_set:
-        wrong = min(cluster.model_fields_set), "is of a cluster, and none is named", "add cluster.address=HOST:6379"
+    if not cluster.address and _changed(cluster):
+        wrong = min(_changed(cluster)), "is of a cluster, and none is named", "add cluster.address=HOST:6379"
     elif cluster.samplers and rollout.engine != "native":
         wrong = "samplers", "the samples come from a server", "leave it or rollout.engine out"
     elif cluster.scorers and rollout.reward_url:
