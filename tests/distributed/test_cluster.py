@@ -215,8 +215,9 @@ def test_programs_are_judged_elsewhere_alike(machines, tmp_path) -> None:
     ended = trueline(*study, "-o", "run", cwd=tmp_path / "here")
     assert ended.returncode == 0, ended.stderr
     command = [
-        sys.executable, "-m", "trueline", *study, f"cluster.address={machines.address}", "cluster.judges=2",
-        "cluster.cpus=0.5", "-o", "run",
+        # two cells fill the machines: judges that outlived their cell would leave no room for the next
+        sys.executable, "-m", "trueline", *study, f"cluster.address={machines.address}", "cluster.judges=1",
+        "cluster.cpus=1", "-o", "run",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=tmp_path / "there", env=WITH_TOKEN, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr

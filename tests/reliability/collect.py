@@ -175,6 +175,7 @@ FIGURES: dict[str, Figure] = {
         lambda ran: f"{ran.total('saved'):.0f} of {ran.total('stops'):.0f} stops, the slowest took "
         f"{ran.largest('slowest_seconds')} s",
         lambda ran: ran.total("stops") >= 20 and ran.total("saved") == ran.total("stops"),
+        night=("nightly",),
     ),
     "H17": Figure(
         "0 secrets of the environment in any output", ("tests/reliability/test_outputs.py", "-k", "secret"),

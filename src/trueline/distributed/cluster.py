@@ -229,9 +229,10 @@ class ActorPool:
             )
 
     def close(self) -> None:
-        """End the actors."""
-        import ray
+        """End the actors; where the connection is gone they are too."""
+        if connected():
+            import ray
 
-        for actor in self._held:
-            ray.kill(actor, no_restart=True)
+            for actor in self._held:
+                ray.kill(actor, no_restart=True)
         self._held = []

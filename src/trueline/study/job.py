@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from trueline.runs import stopping
 from trueline.runs.cell import Cell, write_json
 from trueline.runs.trackers import Trackers
 from trueline.study.design import Node
-from trueline.tasks.execution import judge_elsewhere, share_verdicts
+from trueline.tasks.execution import judged_elsewhere, share_verdicts
 from trueline.tasks.registry import make_task
 from trueline.training.elsewhere import ClusterJudges
 from trueline.training.pages import page
@@ -69,9 +70,9 @@ def run_job(job: Job, report: Callable[[str, Progress], None], scratch: str = ""
     cluster = job.sections["cluster"]
     if not (cluster.samplers or cluster.scorers or cluster.judges):
         return _run(job, report, scratch)
-    with connect(cluster):
+    with connect(cluster), ExitStack() as stack:
         if cluster.judges:
-            judge_elsewhere(lambda tier, unsafe: ClusterJudges(cluster, tier=tier, unsafe=unsafe))
+            stack.enter_context(judged_elsewhere(partial(ClusterJudges, cluster)))
         _run(job, report, scratch)
 
 

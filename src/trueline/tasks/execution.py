@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -20,7 +21,7 @@ from trueline.tasks.code_pairs import pairs_of_samples
 from trueline.tasks.task import PairSources, Sampler
 from trueline.types import Judgement, Prompt, Test
 
-__all__ = ["Execution", "Judge", "judge_elsewhere", "sampled_pairs", "share_verdicts"]
+__all__ = ["Execution", "Judge", "judged_elsewhere", "sampled_pairs", "share_verdicts"]
 
 
 class Execution(Section):
@@ -50,7 +51,8 @@ class Execution(Section):
 
 
 _FOLDER: list[Path] = []
-_OPENED: list[Callable[[str, bool], Pool]] = []
+_OPENED: list[Callable[..., Pool]] = []
+_ELSEWHERE: list[Verifier] = []
 
 
 def share_verdicts(folder: Path) -> None:
@@ -58,18 +60,29 @@ def share_verdicts(folder: Path) -> None:
     _FOLDER[:] = [folder]
 
 
-def judge_elsewhere(opened: Callable[[str, bool], Pool]) -> None:
-    """From here on this process's programs are judged by the pool that `opened(tier, unsafe)` gives."""
-    _OPENED[:] = [opened]
+@contextmanager
+def judged_elsewhere(opened: Callable[..., Pool]) -> Iterator[None]:
+    """In here programs are judged by the pool that `opened(tier=, unsafe=)` gives, which is closed after."""
     _shared.cache_clear()
+    _OPENED[:] = [opened]
+    try:
+        yield
+    finally:
+        while _ELSEWHERE:
+            _ELSEWHERE.pop().close()
+        _OPENED.clear()
+        _shared.cache_clear()
 
 
 @cache
 def _shared(tier: str, unsafe: bool) -> Verifier:
     """One worker: cells run side by side, one on each core, and wait while their programs run."""
     shared = VerdictFile(_FOLDER[0] / f".verdicts-{tier}{'-unsafe' * unsafe}.sqlite") if _FOLDER else None
-    opened = (lambda: _OPENED[0](tier, unsafe)) if _OPENED else None
-    verifier = Verifier(1, tier=tier, unsafe=unsafe, shared=shared, opened=opened)
+    if _OPENED:
+        (opened,) = _OPENED
+        _ELSEWHERE.append(Verifier(shared=shared, opened=lambda: opened(tier=tier, unsafe=unsafe)))
+        return _ELSEWHERE[-1]
+    verifier = Verifier(1, tier=tier, unsafe=unsafe, shared=shared)
     atexit.register(verifier.close)
     return verifier
 

@@ -159,6 +159,10 @@ class ClusterReward(LearnedReward):
 
         return torch.cat(self._pool.each([part(rows) for rows in parts])).to(tokens.device)
 
+    def close(self) -> None:
+        """End the scorers."""
+        self._pool.close()
+
 
 class _Judge:
     def __init__(self, tier: str, unsafe: bool) -> None:

@@ -93,8 +93,12 @@ class Engines:
             f"every vLLM server is in use by another run: {', '.join(refusals)}; two would mix their weights"
         )
 
+    def until_closed(self, end: Callable[[], None]) -> None:
+        """Call `end` when this is closed: what was opened for the stage ends with it."""
+        self._open.callback(end)
+
     def close(self) -> None:
-        """Give the server back."""
+        """Give the server back, and end the helpers."""
         self._served = self._elsewhere = None
         self._open.close()
 

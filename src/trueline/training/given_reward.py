@@ -39,6 +39,7 @@ def adopt(path: Path, part: str, stage: Stage) -> None:
     stage.begin({}, f"reward model: given ({path.name}), not trained; standardised on SFT samples")
     # 2. How it reads, and its scale.
     here = replace(stage, inputs={**stage.inputs, "reward": stage.cell.directory})
+    stage.engines.until_closed(here.engines.close)
     reader = RewardReader(here)
     prompts = stage.task.prompts("train")[:_SAMPLES]
     policy, limit = load_policy(stage, "sft"), stage.limits.max_new_tokens

@@ -66,7 +66,9 @@ def _reward(stage: Stage, model: ScalarModel, calibration: Mapping[str, float]) 
     if stage.rollout.reward_url:
         return served_reward(stage, model, calibration)
     if stage.cluster.scorers and stage.world.size == 1:
-        return ClusterReward(stage.cluster, model, calibration, token_limit=limit, tell=stage.warn)
+        reward = ClusterReward(stage.cluster, model, calibration, token_limit=limit, tell=stage.warn)
+        stage.engines.until_closed(reward.close)
+        return reward
     return LearnedReward(model, calibration, token_limit=limit)
 
 
