@@ -162,7 +162,8 @@ def cells(made: dict, arm: str) -> list[Path]:
 
 
 STUDY = {"schema", "task", "world", "seeds", "arms", "comparisons", "verdict", "variants", "over_prompts",
-         "diagnostics", "threats", "tuning", "judges", "gates", "probes", "command", "own_data_command"}  # fmt: skip
+         "diagnostics", "threats", "tuning", "judges", "gates", "incidents", "probes", "command",
+         "own_data_command"}  # fmt: skip
 
 
 @pytest.mark.integration

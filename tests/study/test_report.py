@@ -21,7 +21,7 @@ from .pages import Page
 from .study_builder import ARMS, QUIRKY, Spec, build_run
 
 TOP = {"schema", "task", "world", "seeds", "arms", "comparisons", "verdict", "variants", "diagnostics", "threats",
-       "over_prompts", "tuning", "judges", "gates", "probes"}  # fmt: skip
+       "over_prompts", "tuning", "judges", "gates", "incidents", "probes"}  # fmt: skip
 ARM = {"name", "variant", "metrics", "cost", "picks", "collapsed"}
 COST = {"seconds", "flops", "sampled_tokens", "trained_tokens", "reward_calls", "labels", "peak_memory_bytes"}
 
@@ -148,6 +148,18 @@ class TestHostileText:
             assert Page(bad).active()
         with pytest.raises(AssertionError):
             Page("<p></svg></p>")
+
+
+def test_what_befell_the_run_is_told_once_with_its_count(tmp_path):
+    run = build_run(tmp_path / "run", LIGHT)
+    assert build(run)["incidents"] == [] and "On the way" not in (run / "report.html").read_text(encoding="utf-8")
+    rows = [{"what": "a worker process died", "in_a_row": n} for n in (1, 2)]
+    rows.append({"what": "went on with other versions", "changes": ["torch 2.11, now <b>2.13</b>"]})
+    (run / "incidents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    told = ["a worker process died (2 times)", "went on with other versions: torch 2.11, now <b>2.13</b>"]
+    assert build(run)["incidents"] == told
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert "On the way" in page and "died (2 times)" in page and "&lt;b&gt;2.13" in page
 
 
 def test_visible_leaves_text_alone():

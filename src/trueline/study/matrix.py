@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from trueline.errors import InputError
+from trueline.runs.cell import read_jsonl
 from trueline.study.statistics import Array, sample_means
 
 __all__ = ["ArmRuns", "Cell", "Checkpoint", "Manifest", "Study", "Variant", "load", "paired", "read_cell"]
@@ -157,6 +159,8 @@ class Study:
 
     manifest: Manifest
     variants: tuple[Variant, ...]
+    incidents: tuple[str, ...] = ()
+    """What befell the run's own machinery on the way: workers that died, machines that were lost, other versions."""
 
     @property
     def primary(self) -> Variant:
@@ -222,7 +226,15 @@ def load(directory: Path) -> Study:
     if sum(v.primary for v in variants) != 1:
         where = str(directory / "manifest.json")
         raise InputError("exactly one variant must be the primary one", where=where, field="variants", remedy=REMEDY)
-    return Study(manifest, variants)
+    return Study(manifest, variants, _incidents(directory))
+
+
+def _incidents(directory: Path) -> tuple[str, ...]:
+    """Each with how often it happened."""
+    path = directory / "incidents.jsonl"
+    rows = list(read_jsonl(path)) if path.exists() else []
+    told = Counter(": ".join([str(row["what"]), *row.get("changes", ())]) for row in rows)
+    return tuple(what if times == 1 else f"{what} ({times} times)" for what, times in told.items())
 
 
 def _manifest(raw: Mapping[str, Any], path: Path) -> Manifest:

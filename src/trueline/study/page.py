@@ -122,6 +122,7 @@ def _context(study: Study, verdict: Verdict) -> dict[str, Any]:
     rows = compare(study, primary)
     return {
         "m": study.manifest,
+        "incidents": study.incidents,
         "verdict": verdict,
         "answer": _answer(verdict),
         "lead": verdict.lead.partition(f" in {study.manifest.world}"),

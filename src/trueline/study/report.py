@@ -58,6 +58,7 @@ def summarize(study: Study, verdict: Verdict) -> dict[str, Any]:
         "tuning": dict(manifest.tuning),
         "probes": {name: list(rows) for name, rows in manifest.probes.items()},
         "gates": [dict(gate) for gate in manifest.gates],
+        "incidents": list(study.incidents),
         "judges": [asdict(row) for row in judge_rows(manifest.judges, manifest.gold_name)],
         "command": manifest.command,
         "own_data_command": manifest.own_data_command,
