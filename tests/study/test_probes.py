@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
+from tests.program import ENVIRONMENT
 from tests.study.study_builder import Spec, build_run
 
 from trueline.study.diagnostics import BEFORE, diagnose
@@ -69,6 +72,21 @@ def directory(tmp_path_factory):
     rows = [{"seed": s} | probe_row(probe(gap=1.5)) for s in (0, 1, 2)]
     (run / "manifest.json").write_text(json.dumps(manifest | {"probes": {"shifted": rows}}))
     return run
+
+
+def test_of_answers_that_are_named_as_often_the_first_seeds_is_shown(tmp_path) -> None:
+    """Sets have no order that another process shares: the same directory must give the same bytes."""
+    run = build_run(tmp_path / "run", Spec())
+    manifest = json.loads((run / "manifest.json").read_text())
+    told = [f"answer {n} ." for n in range(3)]
+    rows = [{"seed": s} | probe_row(probe(worst=1.6)) | {"answer": told[s]} for s in range(3)]
+    (run / "manifest.json").write_text(json.dumps(manifest | {"probes": {"shifted": rows}}))
+    pages = set()
+    for seed in ("1", "2", "3"):
+        environment = ENVIRONMENT | {"PYTHONHASHSEED": seed}
+        subprocess.run([sys.executable, "-m", "trueline", "report", run], env=environment, check=True, stdout=-3)
+        pages.add((run / "report.json").read_bytes() + (run / "report.html").read_bytes())
+    assert len(pages) == 1 and b"answer 0 ." in pages.pop()
 
 
 def test_the_report_shows_it_before_the_arms_and_flags_it(directory) -> None:

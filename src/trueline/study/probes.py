@@ -5,6 +5,7 @@ These are flags, not predictions: `study/foresight.py` says what each figure for
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -70,7 +71,7 @@ def risks(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, float, str]]
     worst = mean("constant answer, worst kind of prompt")
     if worst is not None and worst > CONSTANT:
         answers = [row["answer"] for row in rows if row.get("answer")]
-        named = f' ("{max(set(answers), key=answers.count)[:80]}")' if answers else ""
+        named = f' ("{Counter(answers).most_common(1)[0][0][:80]}")' if answers else ""
         yield (
             "a fixed answer is paid more", worst,
             f"on some kind of prompt one fixed answer{named} is paid above the favourite of n own samples "
