@@ -53,6 +53,7 @@ def test_a_method_trains_on_what_a_server_draws(method, tiny_world, server, tmp_
     gates = {gate["name"]: gate for gate in read_json(cell / "gates.json")["gates"]}
     assert gates["engine = trainer"]["passed"] and gates["engine near trainer"]["passed"]
     assert "sampled = recomputed" not in gates
+    assert gates["server has the weights"]["measured"] < 1e-5 and gates["server has the weights"]["high"] == 0.1
     # before each step, and for the samples that are looked at on the way
     assert server.paths.count("/collective_rpc") >= 3
     other = run_small(tiny_world, method, tmp_path / "native", settings=settings, max_steps=2)

@@ -25,10 +25,10 @@ from trueline.models.scoring import Sampling, response_logprobs
 from trueline.rollout.engine import Rollout, pad_prompts
 from trueline.rollout.vllm_client import Drawn, VllmServer
 
-__all__ = ["Proof", "VllmEngine"]
+__all__ = ["FAR", "Proof", "VllmEngine"]
 
 _PROBES, _PROBE_TOKENS = 4, 24
-_FAR = 0.1
+FAR = 0.1
 """Mean nats per token between server and trainer above which the server holds other weights: bf16 against fp32 on
 texts of random tokens, where log-probs are largest, is a tenth of that."""
 
@@ -152,7 +152,7 @@ class VllmEngine:
             nearer = moved <= 4 * noise or gap < float((served - before).abs().mean())
         self._before = (own, gap)
         proof = Proof(version, gap, float((served - own).abs().max()), moved, nearer)
-        if not nearer or not gap <= _FAR:
+        if not nearer or not gap <= FAR:
             raise NumericsError(
                 f"{self.server.name} does not hold the policy's weights after it was told to read them: its log-probs "
                 f"of {_PROBES} fixed rows lie {gap:.3g} nats a token from the policy's"

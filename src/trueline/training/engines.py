@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -39,7 +39,7 @@ class Engines:
     ) -> None:
         self.settings, self._cluster, self._tell = settings, cluster, tell
         self._elsewhere: ClusterEngine | None = None
-        self._world, self._tokenizer = world, tokenizer
+        self._world, self._pad_id, self._end_ids = world, tokenizer.pad_id, tokenizer.end_ids
         self._served: VllmEngine | None = None
         self._version = 0
         self._open = ExitStack()
@@ -56,26 +56,31 @@ class Engines:
 
     def of(self, policy: Decoder) -> RolloutEngine:
         """An engine that samples from `policy`, which is in one piece."""
-        pad, ends = self._tokenizer.pad_id, self._tokenizer.end_ids
-        if self.exact and self._cluster.samplers and self._world.size == 1:
-            if self._elsewhere is None:
-                self._elsewhere = ClusterEngine(self._cluster, pad_id=pad, end_ids=ends, tell=self._tell)
-                self._open.callback(self._elsewhere.close)
-            self._elsewhere.load_weights(policy, 0)
-            return self._elsewhere
-        if self.exact:
-            engine: RolloutEngine = NativeEngine(pad_id=pad, end_id=ends)
-            if self._world.size > 1:
-                engine = SharedEngine(engine, self._world, pad)
-            engine.load_weights(policy, 0)
-            return engine
+        if not self.exact:
+            return self._at_server(policy)
+        if self._cluster.samplers and self._world.size == 1:
+            return self._on_cluster(policy)
+        engine: RolloutEngine = NativeEngine(pad_id=self._pad_id, end_id=self._end_ids)
+        if self._world.size > 1:
+            engine = SharedEngine(engine, self._world, self._pad_id)
+        engine.load_weights(policy, 0)
+        return engine
+
+    def _on_cluster(self, policy: Decoder) -> ClusterEngine:
+        if self._elsewhere is None:
+            self._elsewhere = ClusterEngine(self._cluster, pad_id=self._pad_id, end_ids=self._end_ids, tell=self._tell)
+            self._open.callback(self._elsewhere.close)
+        self._elsewhere.load_weights(policy, 0)
+        return self._elsewhere
+
+    def _at_server(self, policy: Decoder) -> RolloutEngine:
         self._version += 1
         if self._world.leads:
-            self._served = self._served or self._taken(pad, ends)
+            self._served = self._served or self._taken()
             self._served.load_weights(policy, self._version)
         return LedEngine(self._served, self._world) if self._world.size > 1 else self._served
 
-    def _taken(self, pad: int, ends: Sequence[int]) -> VllmEngine:
+    def _taken(self) -> VllmEngine:
         """The first server that no other run holds."""
         settings, refusals = self.settings, []
         for url in settings.url:
@@ -87,7 +92,13 @@ class Engines:
                 continue
             server.check()
             return self._open.enter_context(
-                VllmEngine(server, pad_id=pad, end_id=ends, folder=settings.folder, sleeps=settings.sleep)
+                VllmEngine(
+                    server,
+                    pad_id=self._pad_id,
+                    end_id=self._end_ids,
+                    folder=settings.folder,
+                    sleeps=settings.sleep,
+                )
             )
         raise RunError(
             f"every vLLM server is in use by another run: {', '.join(refusals)}; two would mix their weights"
@@ -105,8 +116,7 @@ class Engines:
 
 def _place(name: str) -> Path:
     """Where the lock of a server lies on this machine: its weights are one run's at a time."""
-    place = (
-        Path(tempfile.gettempdir()) / f"trueline-vllm-{os.getuid()}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
-    )
+    code = hashlib.sha256(name.encode()).hexdigest()[:16]
+    place = Path(tempfile.gettempdir()) / f"trueline-vllm-{os.getuid()}-{code}"
     place.mkdir(mode=0o700, exist_ok=True)
     return place

@@ -25,6 +25,7 @@ from trueline.models.heads import ScalarModel
 from trueline.models.scoring import Sampling, forbidden_mask
 from trueline.rollout.engine import RolloutEngine
 from trueline.rollout.settings import RolloutSettings
+from trueline.rollout.vllm import FAR
 from trueline.runs import checkpoint, stopping
 from trueline.runs.cell import Cell, read_jsonl
 from trueline.runs.costs import write_costs
@@ -165,7 +166,16 @@ class Stage:
 
     def engine(self, policy: Decoder) -> RolloutEngine:
         """A rollout engine that samples from `policy`."""
-        return self.engines.of(whole(policy))
+        engine = self.engines.of(whole(policy))
+        if (proof := self.engines.proof) is not None:
+            self.gates.ask(
+                "server has the weights",
+                "the mean gap of the server's log-probs of fixed rows and the policy's, after each hand-over,",
+                proof.gap,
+                high=FAR,
+                remedy="it holds another model",
+            )
+        return engine
 
     # life
 
