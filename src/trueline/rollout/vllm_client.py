@@ -70,9 +70,12 @@ class VllmServer:
         self._secure, self._host, self._port = parts.scheme == "https", parts.hostname, parts.port
         self._timeout, self._connections = timeout, connections
         self._idle: deque[http.client.HTTPConnection] = deque()  # its ends are safe among threads
-        self.close = weakref.finalize(self, _close, self._idle)
-        """Close what is open to the server; done at the latest when nobody holds the client."""
+        weakref.finalize(self, _close, self._idle)  # at the latest when nobody holds the client
         self.model = ""
+
+    def close(self) -> None:
+        """Close what is open to the server; the next request opens it again."""
+        _close(self._idle)
 
     # what it is
 
