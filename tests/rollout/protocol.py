@@ -135,6 +135,7 @@ class ProtocolServer:
             mask = torch.ones_like(ids, dtype=torch.bool)
             mask[:, 0] = False
             scored = response_logprobs(self.model, ids, mask, Sampling())[0][0, 1:].tolist()
+            choice["prompt_token_ids"] = row
             choice["prompt_logprobs"] = [None, *({str(t): {"logprob": v}} for t, v in zip(row[1:], scored))]
         return {"choices": [choice]}
 

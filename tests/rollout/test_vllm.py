@@ -107,6 +107,14 @@ def test_a_server_that_keeps_its_weights_is_found_out() -> None:
             engine.load_weights(policy("llama"), 1)
 
 
+def test_log_probs_of_fewer_tokens_than_were_sent_prove_nothing() -> None:
+    short = _with(prompt_logprobs=[None, {"5": {"logprob": -1.0}}])
+    with ProtocolServer(policy()) as server, _engine(server) as engine:
+        server.faults["/v1/completions"] = short
+        with pytest.raises(RunError, match=r"1 log-probs of 24 tokens"):
+            engine.load_weights(policy(), 1)
+
+
 def test_a_server_that_sleeps_is_woken_before_it_works() -> None:
     with ProtocolServer(policy()) as server, _engine(server, sleeps=True) as engine:
         engine.load_weights(policy(), 1)

@@ -147,7 +147,7 @@ class Actors:
 
 
 class ActorPool:
-    """`count` actors that compute parts of a call; `prepare(actor)` brings a new one to where the others are.
+    """`count` actors that compute parts of a call; what `bring` did to them is done to a new one too.
 
     `tell` is called with a sentence when one is lost. Raises RunError where three are lost without an answer between,
     or where one finds no machine for half a minute.
@@ -159,10 +159,10 @@ class ActorPool:
         count: int,
         *,
         name: str,
-        prepare: Callable[[Any], Any] = lambda actor: None,
         tell: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._actors, self._name, self._prepare, self._tell = actors, name, prepare, tell
+        self._actors, self._name, self._tell = actors, name, tell
+        self._prepare: Callable[[Any], Any] = lambda actor: None
         self._losses = 0
         self._held = [actors.make() for _ in range(count)]
         self._there(self._held)

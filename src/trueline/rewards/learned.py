@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,14 +12,28 @@ from torch import Tensor
 from trueline.data.batches import common_prompts, micro_batches
 from trueline.models.heads import ScalarModel, last_scores
 
-__all__ = ["LearnedReward"]
+__all__ = ["Described", "LearnedReward"]
+
+
+@dataclass(frozen=True)
+class Described:
+    """What is known of a reward model whose weights are elsewhere."""
+
+    config: Any
+    parameter_count: int
 
 
 class LearnedReward:
     """r(prompt, response) at the last real token, raw; `standardized` subtracts the calibration's mean and divides by
     its standard deviation, so that 0 and 1 mean the same for every reward model: an average SFT sample, one spread."""
 
-    def __init__(self, model: ScalarModel, calibration: Mapping[str, float] | None = None, *, token_limit: int = 16384):
+    def __init__(
+        self,
+        model: ScalarModel | Described,
+        calibration: Mapping[str, float] | None = None,
+        *,
+        token_limit: int = 16384,
+    ):
         self.model, self.token_limit = model, token_limit
         self.calibration = calibration
 

@@ -23,12 +23,12 @@ from urllib.parse import urlsplit
 
 from trueline.errors import InputError, RunError
 
-__all__ = ["KEY", "NEWEST_TRIED", "OLDEST", "Drawn", "VllmServer"]
+__all__ = ["KEY", "OLDEST", "Drawn", "VllmServer"]
 
 KEY = "TRUELINE_VLLM_KEY"
 """The environment variable that holds the server's key, where it asks for one."""
-OLDEST, NEWEST_TRIED = (0, 19), (0, 33)
-"""Versions of vLLM: the oldest with every route that is used here, and the newest that was read or tried."""
+OLDEST = (0, 19)
+"""The oldest version of vLLM with every route that is used here."""
 
 _PASSING = {408, 425, 429}  # and all of 5xx: the same request may succeed later
 _FAILURES = (OSError, http.client.HTTPException)
@@ -38,7 +38,6 @@ _ATTEMPTS, _FIRST_WAIT = 6, 0.25
 _CONTROL = "/collective_rpc"
 _NEVER = -100.0  # the least bias that the protocol knows: a probability times 4e-44
 
-Row = TypeVar("Row")
 Answer = TypeVar("Answer")
 
 
@@ -151,10 +150,7 @@ class VllmServer:
     def score(self, rows: Sequence[Sequence[int]]) -> list[list[float]]:
         """The log-prob of every token but the first of each row, by the plain softmax of its logits."""
         bodies = [self._body(row, 0, 1, {"temperature": 0.0, "prompt_logprobs": 0}) for row in rows]
-        found = self._ask_all(bodies, "/v1/completions", _prompt_logprobs)
-        for row, values in zip(rows, found):
-            _require(len(values) == len(row) - 1, f"{len(values)} log-probs of {len(row)} tokens")
-        return found
+        return self._ask_all(bodies, "/v1/completions", _prompt_logprobs)
 
     def rewards(self, rows: Sequence[Sequence[int]]) -> list[float]:
         """The raw score of each row, of a server of a reward model (`--runner pooling`)."""
@@ -292,7 +288,7 @@ class VllmServer:
             raise RunError(f"{self.name}{path}: a wrong answer ({error}): {shown!r}; nothing was used of it") from None
 
     def _refused(self, path: str, status: int, problem: str) -> InputError:
-        remedy = "start the server as docs/distributed.md says"
+        remedy = "start the server as docs/vllm.md says"
         if status in (401, 403):
             remedy = f"set the environment variable {KEY} to the server's key"
         return InputError(f"{path}: {problem}", where=self.name, field="rollout.url", remedy=remedy)
@@ -327,6 +323,8 @@ def _prompt_logprobs(answer: Any) -> list[float]:
     (choice,) = answer["choices"]
     first, *rest = choice["prompt_logprobs"]
     _require(first is None, "a log-prob of the first token")
+    asked = len(choice["prompt_token_ids"])
+    _require(len(rest) == asked - 1, f"{len(rest)} log-probs of {asked} tokens")
     values = [float(next(iter(entry.values()))["logprob"]) for entry in rest]
     _require(all(map(math.isfinite, values)), "log-probs that are not finite")
     return values

@@ -21,11 +21,11 @@ from trueline.distributed.sharding import emptied
 from trueline.models.decoder import Decoder
 from trueline.models.heads import ScalarModel
 from trueline.models.scoring import Sampling
-from trueline.rewards.learned import LearnedReward
+from trueline.rewards.learned import Described, LearnedReward
 from trueline.rollout.engine import Rollout
 from trueline.rollout.native import NativeEngine
 from trueline.sandbox import Pool, Program, Verdict
-from trueline.training.together import put_together
+from trueline.training.together import on_cpu, put_together
 
 __all__ = ["ClusterEngine", "ClusterJudges", "ClusterReward"]
 
@@ -64,9 +64,7 @@ class _Sampler:
         self._engine.load_weights(sent.model(), version)
 
     def generate(self, prompts, uniforms, max_new_tokens: int, sampling: Sampling) -> tuple[Tensor, ...]:
-        rollout = self._engine.generate(prompts, uniforms, max_new_tokens=max_new_tokens, sampling=sampling)
-        parts = (rollout.tokens, rollout.response_mask, rollout.logprobs, rollout.lengths, rollout.prompt_lengths)
-        return tuple(part.cpu() for part in (*parts, rollout.ended))
+        return on_cpu(self._engine.generate(prompts, uniforms, max_new_tokens=max_new_tokens, sampling=sampling))
 
 
 class ClusterEngine:
@@ -127,14 +125,6 @@ class _Scorer:
         return self._reward.scores(*rows).cpu()
 
 
-@dataclass(frozen=True)
-class _Described:
-    """What is known here of a model that is elsewhere."""
-
-    config: Any
-    parameter_count: int
-
-
 class ClusterReward(LearnedReward):
     """Scores of scorers that are elsewhere."""
 
@@ -144,7 +134,7 @@ class ClusterReward(LearnedReward):
     ) -> None:  # fmt: skip
         import ray
 
-        super().__init__(_Described(model.config, model.parameter_count), calibration, token_limit=token_limit)
+        super().__init__(Described(model.config, model.parameter_count), calibration, token_limit=token_limit)
         actors = Actors(_Scorer, ray.put(_Sent.of(model)), token_limit, cpus=settings.cpus, gpus=settings.gpus)
         self._pool = ActorPool(actors, settings.scorers, name="scorer", tell=tell)
 

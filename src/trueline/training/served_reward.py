@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from trueline.models.heads import ScalarModel
-from trueline.rewards.learned import LearnedReward
+from trueline.rewards.learned import Described, LearnedReward
 from trueline.rollout.vllm_client import VllmServer
 from trueline.training.preflight import slack
 from trueline.training.stage import Stage
@@ -19,19 +18,11 @@ __all__ = ["served_reward"]
 _ROWS, _TOKENS = 8, 24
 
 
-@dataclass(frozen=True)
-class _Described:
-    """What is known of a model whose weights are elsewhere."""
-
-    config: object
-    parameter_count: int
-
-
 class _ServedReward(LearnedReward):
     """Scores of a server; all but where they come from is as of a model in this process."""
 
     def __init__(self, server: VllmServer, model: ScalarModel, calibration: Mapping[str, float]) -> None:
-        super().__init__(_Described(model.config, model.parameter_count), calibration)
+        super().__init__(Described(model.config, model.parameter_count), calibration)
         self._server = server
 
     def scores(self, tokens: Tensor, lengths: Tensor, prompt_lengths: Tensor | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from trueline.models.decoder import Decoder
 from trueline.models.scoring import Sampling
 from trueline.rollout.engine import Rollout, RolloutEngine
 
-__all__ = ["LedEngine", "SharedEngine", "put_together"]
+__all__ = ["LedEngine", "SharedEngine", "on_cpu", "put_together"]
 
 
 class SharedEngine:
@@ -43,7 +43,7 @@ class SharedEngine:
             drawn = self._engine.generate(
                 [prompts[i] for i in mine], draws, max_new_tokens=max_new_tokens, sampling=sampling
             )
-        pieces = [piece for piece in self._world.everyone(drawn and _on_cpu(drawn)) if piece is not None]
+        pieces = [piece for piece in self._world.everyone(drawn and on_cpu(drawn)) if piece is not None]
         return put_together(pieces, order, self._world.size, self._pad_id, self._world.device)
 
 
@@ -70,12 +70,13 @@ class LedEngine:
         drawn = None
         if self._engine is not None:
             rollout = self._engine.generate(prompts, uniforms, max_new_tokens=max_new_tokens, sampling=sampling)
-            drawn = (*_on_cpu(rollout), rollout.version)
+            drawn = (*on_cpu(rollout), rollout.version)
         *parts, version = self._world.from_leader(drawn)
         return Rollout(*(part.to(self._world.device) for part in parts), version)
 
 
-def _on_cpu(rollout: Rollout) -> tuple[torch.Tensor, ...]:
+def on_cpu(rollout: Rollout) -> tuple[torch.Tensor, ...]:
+    """A rollout's tensors as they travel, in the order that `put_together` reads."""
     parts = (rollout.tokens, rollout.response_mask, rollout.logprobs, rollout.lengths, rollout.prompt_lengths)
     return tuple(part.cpu() for part in (*parts, rollout.ended))
 
