@@ -23,7 +23,7 @@ class TinyWorld:
     def stage(self, method: str, directory: Path, *, seed: int = 0, inputs: Mapping[str, Path] | None = None,
               report: Any = None, task: Any = None, charged: tuple[str, ...] = (),
               lengths: tuple[int, int] | None = None, rollout: Mapping[str, Any] | None = None,
-              **limits: Any) -> Any:  # fmt: skip
+              checkpoints: tuple[Path, Path] | None = None, **limits: Any) -> Any:  # fmt: skip
         """A stage in `directory` with every earlier cell as an input; `limits` are those of `training.stage.Limits`."""
         from trueline.data.chat import ChatTokenizer
         from trueline.rollout.settings import RolloutSettings
@@ -32,6 +32,8 @@ class TinyWorld:
 
         cell = Cell(directory)
         cell.open({"method": method, "seed": seed})
+        if checkpoints is not None:
+            cell.checkpoints, cell.stopped = checkpoints
         given = {"shape": self.base / "shape.json", **self.cells} | dict(inputs or {})
         limits = {"micro_tokens": 1536, "snapshots": 2} | limits
         return Stage(

@@ -13,7 +13,7 @@ from tests.reliability.child import start
 
 from trueline.distributed.sharding import full
 
-__all__ = ["join_all", "run_together", "together"]
+__all__ = ["join_all", "run_together", "start_all", "together"]
 
 
 def run_together(size: int, method: str, directory: Path, world: Any, settings: Mapping[str, Any], **more: Any) -> None:
@@ -32,11 +32,15 @@ def together(
     **more: Any,
 ) -> list[Any]:
     """The processes, started."""
+    return start_all(size, _training, method, str(directory), base, dict(cells), dict(settings), more)
+
+
+def start_all(size: int, function: Any, *arguments: Any) -> list[Any]:
+    """Processes that have met and call `function`."""
     with socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         port = held.getsockname()[1]
-    arguments = (method, str(directory), base, dict(cells), dict(settings), more)
-    return [start(_process, rank, size, port, *arguments) for rank in range(size)]
+    return [start(_process, rank, size, port, function, *arguments) for rank in range(size)]
 
 
 def join_all(processes: list[Any], seconds: float = 120) -> list[int]:
@@ -46,41 +50,47 @@ def join_all(processes: list[Any], seconds: float = 120) -> list[int]:
     return [process.exitcode for process in processes]
 
 
-def _process(rank, size, port, method, directory, base, cells, settings, more) -> None:
+def _process(rank: int, size: int, port: int, function: Any, *arguments: Any) -> None:
     import torch
-    from tests.conftest import TinyWorld
-    from tests.reliability.ready import TASK
 
     from trueline.distributed.world import join, leave
-    from trueline.training import preflight
-    from trueline.training.pages import page
-    from trueline.training.stage import Stage
 
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     torch.set_num_threads(1)
-    world, more = join(), dict(more)
+    join()
+    function(*arguments)
+    leave()
+
+
+def _training(method, directory, base, cells, settings, more) -> None:
+    from tests.conftest import TinyWorld
+    from tests.reliability.ready import TASK
+
+    from trueline.distributed.world import current
+    from trueline.training import preflight
+    from trueline.training.pages import page
+    from trueline.training.stage import Stage
+
+    world, more = current(), dict(more)
     if more.pop("double", True):
         placed = Stage.placed
-        Stage.placed = lambda self, model: placed(self, model.double())
+        Stage.placed = lambda self, model, rows=None: placed(self, model.double(), rows)
         preflight.fingerprint = _in_single
     stop_at = more.pop("die_at", None)
     real = Path(directory)
     held = TinyWorld(TASK, Path(base), {name: Path(cell) for name, cell in cells.items()})
     with tempfile.TemporaryDirectory() as scratch:
-        stage = held.stage(
-            method, real if world.leads else Path(scratch) / "cell", max_steps=more.pop("max_steps", 4), **more
-        )
-        if not world.leads:
-            stage.cell.checkpoints, stage.cell.stopped = real / "checkpoints", real / "stopped"
-            stage = _again(stage)
+        limits = {"max_steps": more.pop("max_steps", 4), **more}
+        if not world.leads:  # as study.job does it: what it writes goes nowhere, checkpoints are the leader's
+            limits["checkpoints"] = (real / "checkpoints", real / "stopped")
+        stage = held.stage(method, real if world.leads else Path(scratch) / "cell", **limits)
         world.meet()
         if stop_at is not None:
             _dying(stage, *stop_at)
         page(method).train(page(method).Config(**settings), stage)
         world.meet()
-    leave()
 
 
 def _in_single(model) -> str:
@@ -88,13 +98,6 @@ def _in_single(model) -> str:
     from trueline.models.fingerprints import fingerprint_tensors
 
     return fingerprint_tensors({name: full(p.detach()).float() for name, p in model.named_parameters()})
-
-
-def _again(stage):
-    """The stage made anew: it looks for checkpoints when it is made."""
-    from dataclasses import replace
-
-    return replace(stage)
 
 
 def _dying(stage, rank: int, step: int) -> None:

@@ -92,7 +92,7 @@ def test_a_second_process_on_a_run_is_refused(ran) -> None:
     assert ended.returncode == 1 and "is at work here" in ended.stderr and "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("written", [1, 3])
+@pytest.mark.parametrize("written", [1, 4])
 def test_a_checkpoint_of_another_format_is_not_begun_anew_without_a_word(tmp_path, written) -> None:
     import torch
     from torch import nn
@@ -105,5 +105,5 @@ def test_a_checkpoint_of_another_format_is_not_begun_anew_without_a_word(tmp_pat
     if written == 1:  # the first format had no seal
         del manifest["seal"]
     path.write_text(json.dumps(manifest))
-    with pytest.raises(RunError, match=f"format {written}; this version reads 2"):
+    with pytest.raises(RunError, match=f"format {written}; this version reads 2 and 3"):
         checkpoint.newest(tmp_path)

@@ -12,7 +12,7 @@ from torch import nn
 
 from trueline.errors import RunError
 from trueline.models.fingerprints import fingerprint, fingerprint_tensors
-from trueline.runs import checkpoint
+from trueline.runs import checkpoint, durable
 from trueline.runs.checkpoint import ModuleState, OptimizerState, latest_step, read_policy, restore, retain, save, steps
 from trueline.runs.meter import BudgetMeter
 from trueline.training.step import make_optimizer
@@ -262,7 +262,8 @@ def test_there_is_no_pickle(saved) -> None:
 def test_the_files_are_synced_before_the_rename(tmp_path, monkeypatch) -> None:
     events: list[str] = []
     sync, replace = checkpoint.sync, os.replace
-    monkeypatch.setattr(checkpoint, "sync", lambda path: events.append(path.name) or sync(path))
+    for module in (checkpoint, durable):
+        monkeypatch.setattr(module, "sync", lambda path: events.append(path.name) or sync(path))
     monkeypatch.setattr(os, "replace", lambda a, b: events.append("rename") or replace(a, b))
     save(tmp_path, 3, Run().registry)
     before, after = events[: events.index("rename")], events[events.index("rename") + 1 :]

@@ -7,6 +7,7 @@ the processes. Optimiser states, the moving reference and gradients are as large
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import TypeVar
 
 import torch
@@ -14,15 +15,18 @@ from torch import Tensor, nn
 
 from trueline.distributed.world import World
 
-__all__ = ["emptied", "full", "is_sharded", "part", "parts", "shard", "whole"]
+__all__ = ["Rows", "emptied", "full", "is_sharded", "part", "parts", "shard", "whole", "whole_for_leader"]
 
 Model = TypeVar("Model", bound=nn.Module)
+Rows = Callable[[str, int, int], Tensor]
+"""Rows start to stop of the weight of a name."""
 
 
-def shard(model: Model, world: World) -> Model:
+def shard(model: Model, world: World, rows: Rows | None = None) -> Model:
     """The same model with its weights in parts, in place; unchanged where there is one process.
 
-    The model's `with_weights` runs a function with the weights outside the layers put together.
+    With `rows` the model's weights are on no device yet: each process reads its part alone. The model's `with_weights`
+    runs a function with the weights outside the layers put together.
     """
     if world.size == 1:
         return model
@@ -40,7 +44,34 @@ def shard(model: Model, world: World) -> Model:
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)  # losses are divided by the whole batch's counts already
             module.set_force_sum_reduction_for_comms(True)  # gloo knows no scaled sum
+    if rows is not None:
+        _fill(model, world, rows)
     return model
+
+
+@torch.no_grad()
+def _fill(model: nn.Module, world: World, rows: Rows) -> None:
+    """Give a model in parts that lie on no device their numbers, and its buffers a place."""
+    from torch.distributed.tensor import DTensor
+
+    made: dict[int, nn.Parameter] = {}
+    state = {}
+    for name, tensor in model.named_parameters(remove_duplicate=False):  # a tied weight has two names
+        if id(tensor) not in made:
+            share = -(-len(tensor) // world.size)  # as torch.chunk divides rows
+            start = min(len(tensor), world.rank * share)
+            own = rows(name, start, min(len(tensor), start + share)).to(world.device, tensor.dtype)
+            placed = DTensor.from_local(
+                own, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
+            )
+            made[id(tensor)] = nn.Parameter(placed, requires_grad=tensor.requires_grad)
+        state[name] = made[id(tensor)]
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(world.device)
+            if name not in module._non_persistent_buffers_set:
+                raise ValueError(f"{name}: a buffer whose numbers are stored has none here")
+    model.load_state_dict(state, assign=True)
 
 
 def is_sharded(model: nn.Module) -> bool:
@@ -64,30 +95,48 @@ def parts(model: nn.Module) -> list[Tensor]:
 
 
 @torch.no_grad()
-def whole(model: Model) -> Model:
-    """The model in one piece: a copy that every process gets; the model itself where it is not in parts."""
-    if not is_sharded(model):
+def whole(model: Model, *, low: bool = False) -> Model:
+    """The model in one piece: a copy that every process gets; the model itself where it is not in parts.
+
+    With `low` weights that only matrix products read are in bfloat16: what a trunk in that precision makes of them in
+    each pass, so that its numbers stay the same. Others are as they are, and shared where they can be.
+    """
+    names = model.products() if low else frozenset()
+    if not is_sharded(model) and not names:
         return model
-    (empty,) = model._empty
-    made = copy.deepcopy(empty)
-    made.load_state_dict({name: full(tensor.detach()) for name, tensor in model.state_dict().items()}, assign=True)
-    if getattr(model.config, "tied", False):
+    return _made(model, names, here=True)
+
+
+@torch.no_grad()
+def whole_for_leader(model: Model, world: World) -> Model | None:
+    """The model in one piece for the process that leads; None for the others, which must ask too."""
+    return _made(model, frozenset(), here=world.leads) if is_sharded(model) else model
+
+
+def _made(model: Model, low: frozenset[str], *, here: bool) -> Model | None:
+    """A copy with weights put together one at a time, those in `low` after they are rounded."""
+    state = {}
+    for name, tensor in model.state_dict().items():
+        tensor = full(tensor.detach().bfloat16() if name in low else tensor.detach())
+        if here:
+            state[name] = tensor
+    if not here:
+        return None
+    made = copy.deepcopy(model._empty[0]) if is_sharded(model) else emptied(model)
+    made.load_state_dict(state, assign=True)
+    if getattr(model.config, "tied", False) and "head.weight" not in low:
         made.head.weight = made.trunk.embed.weight
     made.trunk.precision = model.trunk.precision
     return made
 
 
 def emptied(model: Model) -> Model:
-    """A copy without weights: their places on no device; buffers as they are."""
-    made = copy.deepcopy(model)
-    for module in made.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            setattr(
-                module,
-                name,
-                nn.Parameter(torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad),
-            )
-    return made
+    """A copy without weights: their places on no device; buffers as they are. No weight is copied on the way."""
+    places = {
+        id(held): nn.Parameter(torch.empty_like(held, device="meta"), requires_grad=held.requires_grad)
+        for held in model.parameters()
+    }
+    return copy.deepcopy(model, places)  # what the memo holds is not copied
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:

@@ -7,8 +7,9 @@ classifier. Only safetensors are read; code that comes with a model is never run
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -26,7 +27,15 @@ from trueline.models.adapters import (
     save_adapter_scalar,
 )
 from trueline.models.decoder import Decoder, DecoderConfig
-from trueline.models.folders import check_folder, check_size, is_adapter, read_end_ids, read_object, read_tensors
+from trueline.models.folders import (
+    StoredRows,
+    check_folder,
+    check_size,
+    is_adapter,
+    read_end_ids,
+    read_object,
+    read_tensors,
+)
 from trueline.models.foreign import (
     ForeignConfig,
     ForeignDecoder,
@@ -39,7 +48,7 @@ from trueline.models.foreign import (
 )
 from trueline.models.heads import ScalarModel
 
-__all__ = ["load_decoder", "load_scalar", "read_config", "save_model", "shape_from"]
+__all__ = ["Stored", "load_decoder", "load_scalar", "read_config", "save_model", "shape_from"]
 
 FAMILIES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 Policy = Decoder | ForeignDecoder | AdapterDecoder
@@ -161,6 +170,46 @@ def load_scalar(
     return model.to(dtype).eval()
 
 
+def _stacked(shapes: list[list[int]]) -> list[int] | None:
+    """The shape of tensors one below the other; None where they are not of one width."""
+    if len(shapes) == 1:
+        return shapes[0]
+    alike = len({tuple(shape[1:]) for shape in shapes}) == 1
+    return [sum(shape[0] for shape in shapes), *shapes[0][1:]] if alike else None
+
+
+class Stored:
+    """The weights of our own decoder's folder, of which a process reads the rows that it keeps.
+
+    `model` has its weights on no device. Raises InputError where the folder's weights are not this model's.
+    """
+
+    def __init__(self, folder: Path, kind: Literal["policy", "reward"]) -> None:
+        config = read_config(folder)
+        with torch.device("meta"):
+            self.model = (Decoder(config) if kind == "policy" else ScalarModel(config, bias=False)).eval()
+        self._stored = StoredRows(folder)
+        self._sources = _checked(self.model, self._stored.shapes, folder)
+
+    @staticmethod
+    def has(folder: Path) -> bool:
+        """Whether the folder's model is one that can be read so: other architectures and adapters are read whole."""
+        return not is_adapter(folder) and isinstance(read_config(folder), DecoderConfig)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of the model's weight `name`, in fp32."""
+        parts, first = [], 0
+        for source in self._sources[name]:
+            size = self._stored.shapes[source][0]
+            low, high = max(start, first), min(stop, first + size)
+            if low < high:
+                parts.append(self._stored.read(source, low - first, high - first))
+            first += size
+        if not parts:
+            parts = [self._stored.read(self._sources[name][0], 0, 0)]
+        return torch.cat(parts).float()
+
+
 def _scalar(trunk: ForeignTrunk, score: torch.nn.Linear) -> ScalarModel:
     model = ScalarModel(trunk.config, bias=score.bias is not None, trunk=trunk)
     model.score = score
@@ -168,18 +217,26 @@ def _scalar(trunk: ForeignTrunk, score: torch.nn.Linear) -> ScalarModel:
 
 
 def _fill(model: Decoder | ScalarModel, tensors: dict[str, Tensor], folder: Path) -> None:
-    own = _from_hub(tensors, model.config)
+    sources = _checked(model, {name: list(tensor.shape) for name, tensor in tensors.items()}, folder)
+    joined = {own: [tensors[name] for name in names] for own, names in sources.items()}
+    model.load_state_dict({own: torch.cat(held) if len(held) > 1 else held[0] for own, held in joined.items()})
+
+
+def _checked(model: Decoder | ScalarModel, shapes: Mapping[str, list[int]], folder: Path) -> dict[str, list[str]]:
+    """The stored tensors that make up each weight of a model, one below the other; InputError where they do not."""
+    own = _sources(shapes, model.config)
     if isinstance(model, Decoder) and model.config.tied and "trunk.embed.weight" in own:
         own["head.weight"] = own["trunk.embed.weight"]
-    wanted = model.state_dict()
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: _stacked([shapes[part] for part in parts]) for name, parts in own.items()}
     missing = sorted(set(wanted) - set(own))
     surplus = sorted(set(own) - set(wanted))
-    wrong = sorted(name for name in set(wanted) & set(own) if wanted[name].shape != own[name].shape)
+    wrong = sorted(name for name in set(wanted) & set(own) if wanted[name] != found[name])
     problems = {"missing weights": missing, "weights that nothing reads": surplus, "wrong shapes": wrong}
     for reason, names in problems.items():
         if names:
             raise InputError(f"{reason}: {', '.join(names[:3])}", where=str(folder), remedy="check the kind of model")
-    model.load_state_dict(own)
+    return own
 
 
 def _to_hub_config(model: Decoder | ScalarModel, pad_id: int | None) -> dict[str, Any]:
@@ -265,22 +322,23 @@ def _hub_name(name: str) -> str:
     return name
 
 
-def _from_hub(tensors: dict[str, Tensor], config: DecoderConfig) -> dict[str, Tensor]:
-    own: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
+def _sources(stored: Collection[str], config: DecoderConfig) -> dict[str, list[str]]:
+    """Our weights by name, and the stored tensors that each is made of; one that lacks any of them is left out."""
+    own: dict[str, list[str]] = {}
+    for name in stored:
         if "q_proj" in name:
-            parts = [tensors.get(name.replace("q_proj", f"{p}_proj")) for p in "qkv"]
+            parts = [name.replace("q_proj", f"{part}_proj") for part in "qkv"]
             joined = _own_name(name.replace("q_proj", "qkv"))
         elif "gate_proj" in name:
-            parts = [tensor, tensors.get(name.replace("gate_proj", "up_proj"))]
+            parts = [name, name.replace("gate_proj", "up_proj")]
             joined = _own_name(name.replace("mlp.gate_proj", "gate_up"))
         elif any(part in name for part in ("k_proj", "v_proj", "up_proj", "rotary_emb.inv_freq")):
             continue
         else:
-            parts, joined = [tensor], _own_name(name)
-        if all(part is not None for part in parts):  # what is left out here is reported as missing
-            own[joined] = torch.cat(parts) if len(parts) > 1 else tensor
-    return {name: tensor for name, tensor in own.items() if not (config.tied and name == "head.weight")}
+            parts, joined = [name], _own_name(name)
+        if all(part in stored for part in parts):  # what is left out here is reported as missing
+            own[joined] = parts
+    return {name: parts for name, parts in own.items() if not (config.tied and name == "head.weight")}
 
 
 def _own_name(name: str) -> str:

@@ -84,9 +84,11 @@ def in_precision(run: Callable[..., Tensor]) -> Callable[..., Tensor]:
 class KVCache:
     """Keys and values of every layer, preallocated: [layers, rows, kv heads, positions, head_dim]."""
 
-    def __init__(self, config: DecoderConfig, rows: int, positions: int, like: Tensor) -> None:
+    def __init__(
+        self, config: DecoderConfig, rows: int, positions: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
         shape = (config.num_layers, rows, config.num_kv_heads, positions, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros_like(self.keys)
 
     def keep(self, rows: Tensor) -> None:
@@ -193,8 +195,10 @@ class Trunk(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         # Angles in fp32, as transformers and vLLM compute them: at position 2000 off by 1e-4, but alike everywhere.
-        frequencies = 1.0 / config.rope_theta ** (torch.arange(0, config.head_dim, 2).float() / config.head_dim)
-        angles = torch.outer(torch.arange(config.max_positions).float(), frequencies).repeat(1, 2)
+        # On the CPU also where weights are made on no device.
+        even = torch.arange(0, config.head_dim, 2, device="cpu").float()
+        positions = torch.arange(config.max_positions, device="cpu").float()
+        angles = torch.outer(positions, 1.0 / config.rope_theta ** (even / config.head_dim)).repeat(1, 2)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
 
@@ -228,8 +232,10 @@ class Trunk(nn.Module):
         return made.to(self.embed.weight)
 
     def cache(self, rows: int, positions: int) -> KVCache:
-        """An empty cache for `rows` sequences of at most `positions` tokens."""
-        return KVCache(self.config, rows, positions, self.embed.weight)
+        """An empty cache for `rows` sequences of at most `positions` tokens, in what the products of a step take."""
+        weight = self.embed.weight
+        dtype = weight.dtype if self.precision == "fp32" else torch.bfloat16
+        return KVCache(self.config, rows, positions, dtype, weight.device)
 
     @in_precision
     def prefill(self, tokens: Tensor, lengths: Tensor, cache: KVCache) -> Tensor:
@@ -274,6 +280,10 @@ class Headed(nn.Module):
         """`function(self, *arguments)`: weights that lie in parts among processes are put together for it."""
         return function(self, *arguments)
 
+    def products(self) -> frozenset[str]:
+        """The names of weights that matrix products alone read, where that is known: bf16 rounds them in each pass."""
+        return frozenset()
+
 
 class Decoder(Headed):
     """A trunk with a language-model head: the policy and the reference."""
@@ -289,6 +299,11 @@ class Decoder(Headed):
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, T, V] of right-padded tokens [B, T]. `models.scoring` keeps no such tensor and is what trains."""
         return self.head(self.trunk(tokens))
+
+    def products(self) -> frozenset[str]:
+        """Those of its linear layers, the head included where it is tied."""
+        layers = [name for name, module in self.named_modules() if isinstance(module, nn.Linear)]
+        return frozenset(f"{layer}.{kind}" for layer in layers for kind in ("weight", "bias"))
 
     @property
     def parameter_count(self) -> int:

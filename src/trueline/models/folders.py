@@ -16,6 +16,7 @@ from trueline.errors import InputError
 
 __all__ = [
     "PEFT",
+    "StoredRows",
     "check_folder",
     "check_size",
     "check_weights",
@@ -119,6 +120,24 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         with _opened(folder, name) as file:
             tensors.update((key, file.get_tensor(key)) for key in file.keys())
     return tensors
+
+
+class StoredRows:
+    """The tensors of a folder, of which rows are read as they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._files = {}
+        self.shapes: dict[str, list[int]] = {}
+        for name in _weight_files(folder):
+            with _opened(folder, name) as file:
+                for key in file.keys():
+                    self._files[key], self.shapes[key] = name, file.get_slice(key).get_shape()
+
+    def read(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows `start` to `stop` of a tensor."""
+        with _opened(self._folder, self._files[name]) as file:
+            return file.get_slice(name)[start:stop]
 
 
 def _weight_files(folder: Path) -> list[str]:

@@ -3,6 +3,9 @@
 A checkpoint is written to a temporary folder, synced, given a manifest with the sha256 of each file, and renamed into
 place; only then is the training state of older ones removed, except for the one before: where the newest turns out to
 be damaged, a run resumes from that. A reader takes the newest one whose digests hold.
+
+Where weights lie in parts among processes each writes its own (`runs/parts.py`), and the first one the manifest. Any
+number of processes, one included, goes on from either layout. What is called here is called by all of them.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,18 +26,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from trueline.distributed.world import World, current
 from trueline.errors import RunError
-from trueline.runs.durable import explained, sync
+from trueline.runs import parts
+from trueline.runs.durable import explained, sync, sync_tree
 
 __all__ = [
     "Found",
     "ModuleState",
     "OptimizerState",
     "Stateful",
-    "collect",
     "latest_step",
     "newest",
     "put",
+    "put_policy",
     "read_policy",
     "restore",
     "retain",
@@ -43,8 +48,8 @@ __all__ = [
 ]
 
 State = tuple[Mapping[str, Tensor], Mapping[str, Any]]
-FORMAT = 2
-FILES = {"policy.safetensors", "state.safetensors", "state.json"}
+WHOLE, IN_PARTS = 2, 3  # formats
+POLICY, REST, PLAIN, MANIFEST = "policy", "state", "state.json", "MANIFEST.json"
 KEPT = 2  # checkpoints that can be resumed from; of older ones the policy alone stays
 
 
@@ -63,7 +68,11 @@ class ModuleState:
         self.module = module
 
     def state(self) -> State:
-        return {name: whole_tensor(tensor.detach()) for name, tensor in self.module.state_dict().items()}, {}
+        return {name: tensor.detach() for name, tensor in self.module.state_dict().items()}, {}
+
+    def place(self, name: str) -> Tensor | None:
+        """The tensor of that name: one that lies in parts is filled in place."""
+        return self.module.state_dict().get(name)
 
     def load(self, state: State) -> None:
         put(self.module, state[0])
@@ -77,24 +86,25 @@ class OptimizerState:
 
     def state(self) -> State:
         held = self.optimizer.state_dict()["state"]
-        return {f"{i}.{name}": whole_tensor(tensor) for i, slot in held.items() for name, tensor in slot.items()}, {}
+        return {f"{i}.{name}": tensor for i, slot in held.items() for name, tensor in slot.items()}, {}
+
+    def place(self, name: str) -> Tensor | None:
+        """A tensor that lies as the parameter does that the name's moments belong to; None for its count of steps."""
+        index, what = name.split(".", 1)
+        parameters = self.optimizer.param_groups[0]["params"]
+        return None if what == "step" else torch.empty_like(parameters[int(index)], requires_grad=False)
 
     def load(self, state: State) -> None:
         held: dict[int, dict[str, Tensor]] = {}
         for key, tensor in state[0].items():
             index, name = key.split(".", 1)
-            held.setdefault(int(index), {})[name] = tensor.clone()
+            held.setdefault(int(index), {})[name] = tensor
         self.optimizer.load_state_dict({"state": held, "param_groups": self.optimizer.state_dict()["param_groups"]})
-
-
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """A tensor that lies in parts among processes put together (every process must ask); others are themselves."""
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 @torch.no_grad()
 def put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load whole tensors into a module, into this process's parts where it lies in parts."""
+    """Load tensors into a module: whole ones, of which a module in parts takes its own, or parts like its own."""
     own = module.state_dict()
     if not any(hasattr(tensor, "to_local") for tensor in own.values()):
         module.load_state_dict(dict(tensors))
@@ -104,18 +114,16 @@ def put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     if set(own) != set(tensors):
         raise RuntimeError(f"the checkpoint holds other tensors: {sorted(set(own) ^ set(tensors))[:4]}")
     for name, target in own.items():
-        value = tensors[name].to(target.device, target.dtype)
+        value = tensors[name]
+        if value is target:
+            continue
+        value = value.to(target.device, target.dtype)
+        if isinstance(target, DTensor) and not isinstance(value, DTensor):
+            value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
         if isinstance(target, DTensor):
-            part = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
-            target.to_local().copy_(part.to_local())
+            target.to_local().copy_(value.to_local())
         else:
             target.copy_(value)
-
-
-def collect(registry: Mapping[str, Stateful]) -> None:
-    """What `save` asks of every object, asked by a process that does not write: parts are put together by all."""
-    for item in registry.values():
-        item.state()
 
 
 def save(folder: Path, step: int, registry: Mapping[str, Stateful]) -> Path:
@@ -127,22 +135,66 @@ def save(folder: Path, step: int, registry: Mapping[str, Stateful]) -> Path:
     for name, item in registry.items():
         held, values = item.state()
         for key, tensor in held.items():
-            (policy if name == "policy" else tensors)[f"{name}/{key}"] = tensor.detach().cpu().contiguous().clone()
+            (policy if name == "policy" else tensors)[f"{name}/{key}"] = tensor.detach()
         plain[name] = values
+    world = current()
     target, temporary = folder / f"step-{step:08d}", folder / f".tmp-step-{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
     try:
-        _write(temporary, step, policy, tensors, plain)
-        if target.exists():  # damaged, or the run was begun again from before
-            shutil.rmtree(target)
-        os.replace(temporary, target)
-        sync(folder)
+        _led(world, lambda: _begin(temporary, in_parts=world.size > 1))
+        for name, held in ((POLICY, policy), (REST, tensors)):
+            if world.size > 1:
+                parts.write(temporary / name, held)
+            else:
+                copies = {key: tensor.cpu().contiguous().clone() for key, tensor in held.items()}
+                save_file(copies, temporary / f"{name}.safetensors")
+        digests = _digests(temporary, world)
+        _led(world, lambda: _finish(temporary, target, step, plain, digests))
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if world.leads:
+            shutil.rmtree(temporary, ignore_errors=True)
         needed = sum(t.nbytes for t in (*policy.values(), *tensors.values()))
         raise explained(_as_os_error(error), target, needed) from error
-    retain(folder, step)
+    if world.leads:
+        retain(folder, step)
     return target
+
+
+def _led(world: World, act: Callable[[], None]) -> None:
+    """What the first process does; where it fails, all do."""
+    failure = None
+    if world.leads:
+        try:
+            act()
+        except OSError as error:
+            failure = error
+    failure = world.from_leader(failure)
+    if failure is not None:
+        raise failure
+
+
+def _begin(folder: Path, *, in_parts: bool) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name in (POLICY, REST) if in_parts else ():
+        (folder / name).mkdir()
+    sync(folder.parent.parent)  # the entry of `checkpoints/` itself
+
+
+def _finish(folder: Path, target: Path, step: int, plain: Mapping[str, Any], digests: Mapping[str, str]) -> None:
+    """Seal a folder whose tensors are there, and put it in its place."""
+    (folder / PLAIN).write_text(json.dumps(plain))
+    manifest: dict[str, Any] = {
+        "format": IN_PARTS if (folder / POLICY).is_dir() else WHOLE,
+        "step": step,
+        "files": dict(digests) | {PLAIN: _sha256(folder / PLAIN)},
+    }
+    manifest["seal"] = _seal(manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    sync_tree(folder)
+    if target.exists():  # damaged, or the run was begun again from before
+        shutil.rmtree(target)
+    os.replace(folder, target)
+    sync(target.parent)
 
 
 def retain(folder: Path, step: int) -> None:
@@ -152,22 +204,8 @@ def retain(folder: Path, step: int) -> None:
     """
     for older in [s for s in steps(folder) if s <= step][:-KEPT]:
         with suppress(OSError):  # the next save tries again
-            (folder / f"step-{older:08d}" / "state.safetensors").unlink(missing_ok=True)
-
-
-def _write(folder: Path, step: int, policy: Mapping, tensors: Mapping, plain: Mapping) -> None:
-    folder.mkdir(parents=True)
-    sync(folder.parent.parent)  # the entry of `checkpoints/` itself
-    save_file(policy, folder / "policy.safetensors")
-    save_file(tensors, folder / "state.safetensors")
-    (folder / "state.json").write_text(json.dumps(plain))
-    files = {path.name: _sha256(path) for path in sorted(folder.iterdir())}
-    manifest = {"format": FORMAT, "step": step, "files": files}
-    manifest["seal"] = _seal(manifest)
-    (folder / "MANIFEST.json").write_text(json.dumps(manifest, indent=1))
-    for path in folder.iterdir():
-        sync(path)
-    sync(folder)
+            for path in _rest(folder / f"step-{older:08d}"):
+                path.unlink(missing_ok=True)
 
 
 def _as_os_error(error: OSError | SafetensorError) -> OSError:
@@ -198,13 +236,14 @@ def newest(*folders: Path) -> Found:
 
     Raises RunError where one was written in another format: to leave it out would begin anew without a word.
     """
-    damaged = []
-    for step, folder in sorted(((step, place) for place in folders for step in steps(place)), reverse=True):
+    damaged, world = [], current()
+    listed = [(step, place) for place in folders for step in steps(place)] if world.leads else []
+    for step, folder in sorted(world.from_leader(listed), reverse=True):
         path = folder / f"step-{step:08d}"
-        damage = _damage(folder, step)
+        damage, dropped = _look(path, step)
         if damage:
             damaged.append(f"{path}: {damage}")
-        elif (path / "state.safetensors").is_file():
+        elif not dropped:
             return Found(folder, step, tuple(damaged))
     return Found(None, 0, tuple(damaged))
 
@@ -218,54 +257,117 @@ def latest_step(folder: Path) -> int | None:
 def restore(folder: Path, step: int, registry: Mapping[str, Stateful]) -> None:
     """Load the checkpoint of `step` into every object of the registry."""
     path = folder / f"step-{step:08d}"
-    damage = _damage(folder, step)
+    damage, dropped = _look(path, step)
     if damage:
         raise RunError(f"{path}: {damage}; delete this folder to resume from the one before")
-    if not (path / "state.safetensors").is_file():
+    if dropped:
         raise RunError(f"{path}: its training state was dropped; resume from a newer step, or read the policy alone")
-    tensors = load_file(path / "policy.safetensors") | load_file(path / "state.safetensors")
-    plain = json.loads((path / "state.json").read_text())
+    plain = json.loads((path / PLAIN).read_text())
     if set(plain) != set(registry):
         raise RunError(f"{path}: holds {sorted(plain)}, this run needs {sorted(registry)}; start a fresh directory")
+    tensors = _tensors(path, POLICY, registry) | _tensors(path, REST, registry)
     for name, item in registry.items():
         held = {key.removeprefix(f"{name}/"): t for key, t in tensors.items() if key.startswith(f"{name}/")}
         item.load((held, plain[name]))
 
 
 def read_policy(folder: Path, step: int) -> dict[str, Tensor]:
-    """The policy's tensors at `step`. Raises RunError where the checkpoint is damaged."""
-    damage = _damage(folder, step)
-    if damage:
-        raise RunError(f"{folder / f'step-{step:08d}'}: {damage}; use another step")
-    tensors = load_file(folder / f"step-{step:08d}" / "policy.safetensors")
-    return {name.removeprefix("policy/"): tensor for name, tensor in tensors.items()}
+    """The policy's tensors at `step`, whole. Raises RunError where the checkpoint is damaged."""
+    return _policy(folder, step, {})
 
 
-def _damage(folder: Path, step: int) -> str:
+def put_policy(folder: Path, step: int, module: nn.Module) -> None:
+    """Load the policy at `step` into a module that may lie in parts. Raises RunError as `read_policy` does."""
+    put(module, _policy(folder, step, {POLICY: ModuleState(module)}))
+
+
+def _policy(folder: Path, step: int, registry: Mapping[str, Stateful]) -> dict[str, Tensor]:
     path = folder / f"step-{step:08d}"
+    damage, _ = _look(path, step)
+    if damage:
+        raise RunError(f"{path}: {damage}; use another step")
+    return {name.removeprefix(f"{POLICY}/"): tensor for name, tensor in _tensors(path, POLICY, registry).items()}
+
+
+def _tensors(path: Path, name: str, registry: Mapping[str, Stateful]) -> dict[str, Tensor]:
+    """The tensors of one half of a checkpoint. Of one in parts, those that lie in parts in the registry are filled
+    there, or made to lie so; others are whole."""
+    if not (path / name).is_dir():
+        return load_file(path / f"{name}.safetensors")
+    into = {}
+    for key, (size, dtype) in parts.layout(path / name).items():
+        owner, _, own = key.partition("/")
+        place = getattr(registry.get(owner), "place", lambda _: None)(own)
+        in_parts = place is not None and hasattr(place, "to_local")
+        into[key] = place if in_parts else torch.empty(size, dtype=dtype)
+    parts.load(path / name, into, current())
+    return into
+
+
+def _rest(path: Path) -> list[Path]:
+    """The files of a checkpoint's training state that are there."""
+    return [*path.glob(f"{REST}.safetensors"), *path.glob(f"{REST}/*.safetensors")]
+
+
+def _look(path: Path, step: int) -> tuple[str, bool]:
+    """What is wrong with a checkpoint ("" where nothing is), and whether its training state was dropped.
+
+    Raises RunError for one of another format.
+    """
+    world = current()
+    files, dropped, damage, refusal = world.from_leader(_manifest(path, step) if world.leads else None)
+    if refusal:
+        raise RunError(refusal)
+    found = {} if damage else _digests(path, world)
+    for name, expected in files.items():
+        if dropped and name.startswith(REST) and name != PLAIN:
+            continue  # when a newer checkpoint was complete
+        if not damage and found.get(name) != expected:
+            damage = f"{name} is damaged (expected {expected[:12]}, found {found.get(name, 'nothing')[:12]})"
+    return damage, dropped
+
+
+def _manifest(path: Path, step: int) -> tuple[dict[str, str], bool, str, str]:
+    """The digests that a manifest names, whether the training state was dropped, what is wrong, why it is refused."""
     try:
-        manifest = json.loads((path / "MANIFEST.json").read_text())
+        manifest = json.loads((path / MANIFEST).read_text())
     except (OSError, ValueError) as error:
-        return f"no readable manifest ({error})"
+        return {}, False, f"no readable manifest ({error})", ""
     if not isinstance(manifest, dict):
-        return "the manifest is no object"
+        return {}, False, "the manifest is no object", ""
     written = manifest.get("format")
     if manifest.get("seal") != _seal(manifest) and written != 1:  # the first format had none
-        return "the manifest is damaged"
-    if written != FORMAT:
-        raise RunError(
-            f"{path}: a checkpoint of format {written}; this version reads {FORMAT}: go on with the version that wrote "
-            "it, or start in a fresh directory"
+        return {}, False, "the manifest is damaged", ""
+    if written not in (WHOLE, IN_PARTS):
+        refusal = (
+            f"{path}: a checkpoint of format {written}; this version reads {WHOLE} and {IN_PARTS}: go on with the "
+            "version that wrote it, or start in a fresh directory"
         )
-    if manifest.get("step") != step or set(manifest.get("files", ())) != FILES:
-        return "the manifest is not this step's"
-    for name, expected in manifest["files"].items():
-        if name == "state.safetensors" and not (path / name).exists():
-            continue  # dropped when a newer checkpoint was complete
-        found = _sha256(path / name) if (path / name).exists() else "nothing"
-        if found != expected:
-            return f"{name} is damaged (expected {expected[:12]}, found {found[:12]})"
-    return ""
+        return {}, False, "", refusal
+    files = manifest.get("files", {})
+    names = {name.split("/")[0].removesuffix(".safetensors") for name in files}
+    wanted = {POLICY, REST, PLAIN}
+    if manifest.get("step") != step or not (names == wanted or (written == IN_PARTS and names <= wanted)):
+        return {}, False, "the manifest is not this step's", ""
+    there = {str(file.relative_to(path)) for file in _rest(path)}
+    states = {name for name in files if name.startswith(REST) and name != PLAIN}
+    return files, not states <= there, "", ""
+
+
+def _digests(path: Path, world: World) -> dict[str, str]:
+    """The sha256 of every file of a checkpoint but its manifest, each process its part of them."""
+    names = sorted(str(file.relative_to(path)) for file in path.rglob("*") if file.is_file() and file.name != MANIFEST)
+    mine, failure = {}, None
+    try:
+        mine = {name: _sha256(path / name) for name in world.part(world.from_leader(names))}
+    except OSError as error:
+        failure = error
+    found: dict[str, str] = {}
+    for other, failed in world.everyone((mine, failure)):
+        if failed is not None:
+            raise failed
+        found |= other
+    return found
 
 
 def _seal(manifest: Mapping[str, Any]) -> str:

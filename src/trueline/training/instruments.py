@@ -65,7 +65,7 @@ def points_of(stage: Stage, sft: Decoder) -> list[Point]:
     def load(step: int) -> Callable[[], Decoder]:
         def policy() -> Decoder:
             model = policy_in(stage, arm / "model")
-            model.load_state_dict(checkpoint.read_policy(arm / "checkpoints", step))
+            checkpoint.put_policy(arm / "checkpoints", step, model)
             return model
 
         return policy

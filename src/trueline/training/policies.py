@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trueline.distributed.sharding import whole
+import torch
+from torch import Tensor
+
+from trueline.distributed.sharding import is_sharded, part, whole_for_leader
 from trueline.errors import InputError
 from trueline.models.adapters import Quantize, fresh_adapter
-from trueline.models.checkpoints import load_decoder, load_scalar, save_model
+from trueline.models.checkpoints import Stored, load_decoder, load_scalar, save_model
 from trueline.models.decoder import Decoder, DecoderConfig
 from trueline.models.fingerprints import fingerprint
-from trueline.models.heads import ScalarModel
+from trueline.models.heads import ScalarModel, scalar_from
 from trueline.models.tiny import make_decoder
 from trueline.runs import checkpoint
 from trueline.runs.cell import read_json
@@ -29,6 +33,7 @@ __all__ = [
     "save_critic",
     "save_policy",
     "save_reward_model",
+    "scalar_of",
     "start_policy",
 ]
 
@@ -44,7 +49,8 @@ def start_policy(stage: Stage, *, fresh: bool = False, start: str = "sft") -> De
         policy = fresh_adapter(source, stage.limits.lora, derive(stage.seed, "sft/lora"))
         return stage.placed(_check(policy, stage, source))
     if source is not None:
-        return stage.placed(_check(load_decoder(source), stage, source))
+        policy = policy_in(stage, source)
+        return _check(policy, stage, source)
     shape = DecoderConfig(**read_json(stage.inputs["shape"]))
     return stage.placed(make_decoder(shape, derive(stage.seed, "sft/init")))
 
@@ -56,7 +62,27 @@ def load_policy(stage: Stage, name: str) -> Decoder:
 
 def policy_in(stage: Stage, folder: Path) -> Decoder:
     """The policy in a folder, an adapter's base held as the settings say."""
+    if stage.world.size > 1 and Stored.has(folder):
+        stored = Stored(folder, "policy")
+        return stage.placed(stored.model, stored.rows)
     return stage.placed(load_decoder(folder, quantize=_quantize(stage)))
+
+
+def scalar_of(stage: Stage, source: Decoder | ScalarModel, *, bias: bool, keep_head: bool = False) -> ScalarModel:
+    """A scalar model with a trunk of its own that equals the source's; see `models.heads.scalar_from`."""
+    if not is_sharded(source):
+        return stage.placed(scalar_from(source, bias=bias, keep_head=keep_head))
+    held = {name: part(tensor.detach()) for name, tensor in source.named_parameters()}
+
+    def rows(name: str, start: int, stop: int) -> Tensor:
+        if name.startswith("trunk.") or (keep_head and name == "score.weight"):
+            return held[name].clone()  # parts of equal weights are the same rows
+        return torch.zeros(max(0, stop - start), *shapes[name][1:])
+
+    model = ScalarModel(source.config, bias=bias, trunk=copy.deepcopy(source._empty[0].trunk))
+    model.score.to(next(source.parameters()).dtype).to("meta")
+    shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
+    return stage.placed(model, rows)
 
 
 def _quantize(stage: Stage) -> Quantize:
@@ -95,14 +121,18 @@ def load_start(stage: Stage) -> Decoder:
     if "start_pick" in stage.inputs:
         step = read_json(stage.inputs["start_pick"] / "selection.json")["picks"]["selected"]
         if step:
-            checkpoint.put(policy, checkpoint.read_policy(stage.inputs["start"] / "checkpoints", step))
+            checkpoint.put_policy(stage.inputs["start"] / "checkpoints", step, policy)
     return policy
 
 
 def load_reward_model(stage: Stage, name: str = "reward") -> tuple[ScalarModel, dict[str, float]]:
     """The reward model of an input cell, with the mean and standard deviation of its scores on SFT samples."""
     folder = stage.inputs[name] / "reward_model"
-    model = stage.placed(load_scalar(folder, bias=False, quantize=_quantize(stage)))
+    if stage.world.size > 1 and Stored.has(folder):
+        stored = Stored(folder, "reward")
+        model = stage.placed(stored.model, stored.rows)
+    else:
+        model = stage.placed(load_scalar(folder, bias=False, quantize=_quantize(stage)))
     if (folder / "examples.json").exists():
         scored_gate(stage, model, folder)
     return model, read_json(folder / "calibration.json")
@@ -112,11 +142,11 @@ def save_policy(stage: Stage, policy: Decoder) -> None:
     """`model/`: a Hugging Face causal language model with its tokenizer."""
     ends = stage.tokenizer.end_ids  # what the policy was trained to end with, whatever its start's folder named
     stops = {"eos_token_id": list(ends) if len(ends) > 1 else ends[0]}
-    policy = whole(policy)
-    if stage.world.leads:
-        save_model(policy, stage.cell / "model", generation=stops)
+    held = whole_for_leader(policy, stage.world)
+    if held is not None:
+        save_model(held, stage.cell / "model", generation=stops)
         stage.tokenizer.save(stage.cell / "model")
-    stage.facts["fingerprint"] = fingerprint(policy)
+    stage.facts["fingerprint"] = stage.world.from_leader(fingerprint(held) if held is not None else None)
 
 
 def save_critic(stage: Stage, critic: ScalarModel) -> None:
@@ -134,11 +164,11 @@ def _save_classifier(stage: Stage, model: ScalarModel, folder: Path) -> None:
     tokenizer = stage.tokenizer
     spare = [tokenizer.pad_id, *tokenizer.forbidden_ids]
     pad = next((i for i in spare if i not in tokenizer.end_ids), tokenizer.pad_id)
-    model = whole(model)
-    if not stage.world.leads:
+    held = whole_for_leader(model, stage.world)
+    if held is None or not stage.world.leads:
         folder.mkdir(parents=True, exist_ok=True)
         return
-    save_model(model, folder, pad_id=pad)
+    save_model(held, folder, pad_id=pad)
     tokenizer.save(folder, pad_id=pad)
 
 

@@ -22,16 +22,24 @@ from trueline.algorithms.controllers import AdaptiveKL, FixedKL
 from trueline.algorithms.masking import masked_mean, masked_sum, masked_var, normalize
 from trueline.algorithms.ppo import clipped_value_loss, explained_variance
 from trueline.config import Section
-from trueline.distributed.sharding import parts, whole
+from trueline.distributed.sharding import parts
 from trueline.errors import InputError
 from trueline.models.decoder import Decoder
 from trueline.models.fingerprints import fingerprint
-from trueline.models.heads import ScalarModel, response_values, scalar_from
+from trueline.models.heads import ScalarModel, response_values
 from trueline.rollout.engine import Rollout
 from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.training.experience import Experience, collect, kl_metrics, over_rows
 from trueline.training.feedback import Feedback, reward_source
-from trueline.training.policies import Lent, load_policy, load_reward_model, load_start, save_critic, save_policy
+from trueline.training.policies import (
+    Lent,
+    load_policy,
+    load_reward_model,
+    load_start,
+    save_critic,
+    save_policy,
+    scalar_of,
+)
 from trueline.training.policy_gradient import Also, UpdateSettings, groups_of, mean_metrics, minibatches, update_policy
 from trueline.training.preflight import reference_gate, slack
 from trueline.training.reading import tokenizer_of
@@ -226,7 +234,7 @@ def _critic(config: Config, stage: Stage, policy: Decoder) -> ScalarModel:
             )
         return stage.placed(ScalarModel(policy.config, bias=True, trunk=policy.trunk))
     if config.critic_from == "policy":
-        return stage.placed(scalar_from(whole(policy), bias=True))
+        return scalar_of(stage, policy, bias=True)
     if tokenizer_of(stage) is not stage.tokenizer:
         raise InputError(
             "the reward model reads other tokens than the policy",
@@ -235,12 +243,12 @@ def _critic(config: Config, stage: Stage, policy: Decoder) -> ScalarModel:
             remedy="ppo.critic_from=policy",
         )
     source, calibration = load_reward_model(stage)
-    critic = scalar_from(whole(source), bias=True, keep_head=True)
+    critic = scalar_of(stage, source, bias=True, keep_head=True)
     scale = config.reward_scale / max(calibration["std"], 1e-6)
     with torch.no_grad():
         critic.score.weight.mul_(scale)
         critic.score.bias.fill_(-calibration["mean"] * scale)
-    return stage.placed(critic)
+    return critic
 
 
 @torch.no_grad()

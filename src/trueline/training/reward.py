@@ -15,9 +15,8 @@ from torch import Tensor
 from trueline.algorithms.reward_modeling import bradley_terry_loss, pairwise_accuracy
 from trueline.config import Section
 from trueline.data.batches import Tokenized, collate, micro_batches
-from trueline.distributed.sharding import whole
 from trueline.errors import InputError
-from trueline.models.heads import ScalarModel, last_scores, scalar_from
+from trueline.models.heads import ScalarModel, last_scores
 from trueline.rewards.learned import LearnedReward
 from trueline.rollout.engine import Rollout
 from trueline.runs.cell import write_json
@@ -27,7 +26,7 @@ from trueline.training.given_reward import adopt
 from trueline.training.held_out import calibration, counts, length_controls
 from trueline.training.memory import each
 from trueline.training.pairs import read_pairs
-from trueline.training.policies import load_policy, save_reward_model
+from trueline.training.policies import load_policy, save_reward_model, scalar_of
 from trueline.training.preflight import data_gates, keep_examples, score_gate, slack
 from trueline.training.sft import epoch_rows
 from trueline.training.stage import Stage, batch_on
@@ -87,7 +86,7 @@ def train(config: Config, stage: Stage) -> None:
     held_out, items = items[:held], items[held:]
     # 2. The model: SFT's trunk, a scalar head at zero.
     policy = load_policy(stage, "sft")
-    model = stage.placed(scalar_from(whole(policy), bias=False))
+    model = scalar_of(stage, policy, bias=False)
     optimizer = make_optimizer(model, config.learning_rate, weight_decay=config.weight_decay)
     order = f"reward/order/{config.member}" if config.member else "reward/order"
     total = stage.total_steps(max(1, round(config.epochs * len(items) / config.batch_size)))

@@ -17,7 +17,7 @@ import torch
 from trueline.data.batches import TokenBatch, Tokenized
 from trueline.data.chat import ChatTokenizer
 from trueline.distributed.settings import ClusterSettings
-from trueline.distributed.sharding import shard, whole
+from trueline.distributed.sharding import Rows, shard, whole
 from trueline.distributed.world import current
 from trueline.models.adapters import LoraSettings
 from trueline.models.decoder import Decoder, Precision
@@ -157,16 +157,21 @@ class Stage:
         """Ids of a prompt; one that is longer than the limit loses its oldest part."""
         return tuple(self.tokenizer.encode_prompt(prompt)[-self.limits.max_prompt_tokens :])
 
-    def placed(self, model: Placed) -> Placed:
-        """A model on the stage's device, in its precision; among several processes, its weights in parts."""
+    def placed(self, model: Placed, rows: Rows | None = None) -> Placed:
+        """A model on the stage's device, in its precision; among several processes, its weights in parts.
+
+        A model whose weights are on no device yet comes with `rows` to read them by.
+        """
         model.trunk.precision = self.limits.precision
         if self.limits.gradient_checkpointing:
             model.trunk.compute_again()
-        return shard(model.to(self.device), self.world)
+        return shard(model if rows else model.to(self.device), self.world, rows)
 
     def engine(self, policy: Decoder) -> RolloutEngine:
         """A rollout engine that samples from `policy`."""
-        engine = self.engines.of(whole(policy))
+        # Where a pass rounds the weights of its products, that is done once. A CPU's kernels make copies of their own.
+        low = self.engines.exact and policy.trunk.precision == "bf16" and self.device.type != "cpu"
+        engine = self.engines.of(whole(policy, low=low))
         if (proof := self.engines.proof) is not None:
             self.gates.ask(
                 "server has the weights",
@@ -269,9 +274,6 @@ class Stage:
         return sample
 
     def _save(self, folder: Path, done: int) -> None:
-        if not self.world.leads:
-            checkpoint.collect(self._registry)
-            return
         self.cell.sync_logs()
         checkpoint.save(folder, done, self._registry)
 
