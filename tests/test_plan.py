@@ -15,7 +15,7 @@ from trueline.study.planning import DEVICES, SHAPES, Machine, Shape, Work, memor
 
 RESULTS = Path(__file__).resolve().parents[1] / "benchmarks" / "results"
 H100 = Machine("H100", DEVICES["H100"], 8)
-WORK = Work(demonstrations=1000, pairs=640, prompts=640, prompt_tokens=100.0, response_tokens=50.0)
+WORK = Work(demonstrations=1000, pairs=640, prompt_tokens=100.0, response_tokens=50.0)
 SETTINGS = ("dpo.batch_size=64", "dpo.epochs=1", "ppo.steps=10", "ppo.batch_size=512", "sft.epochs=1",
             "sft.batch_size=100")  # fmt: skip
 MEMORY = {"micro_tokens": 8192, "checkpointing": True}
@@ -46,6 +46,22 @@ def test_seconds_by_hand() -> None:
     step = (4 * n + cache * 125) / (0.5 * 3.35e12)
     spent = 12 * n * 5120 * 150 / (0.4 * peak) + 8 * n * 5120 * 150 / (0.5 * peak)
     assert found["ppo"].seconds == pytest.approx(spent + 5120 * 50 / 512 * step)
+
+
+def test_a_bf16_copy_that_samples_by_hand() -> None:
+    shape, settings = SHAPES["7b"], {"micro_tokens": 512, "rows": 64, "length": 4096.0}
+    table, cache = shape.vocab * shape.hidden, 2 * shape.layers * shape.kv_heads * shape.head_dim * 64 * 4096
+    for processes, more in ((1, 0), (8, 4 * table)):
+        plain, low = (memory_of(shape, "ppo", processes=processes, low=low, **settings).parts for low in (False, True))
+        beyond = "sampling beyond activations"
+        assert low[beyond] == 2 * cache + 2 * (shape.parameters - table) + more - low["activations"]
+        assert plain[beyond] == 4 * cache + (4 * shape.parameters if processes > 1 else 0) - plain["activations"]
+    served = memory_of(shape, "ppo", processes=8, low=True, served=True, **settings).parts
+    assert beyond not in served and served["weights"] == low["weights"]
+    peak, low = 989e12 * 8 * 0.9, plans(low=True)["ppo"]
+    spent = 12 * shape.parameters * 5120 * 150 / (0.4 * peak) + 8 * shape.parameters * 5120 * 150 / (0.5 * peak)
+    step = (2 * shape.parameters + 2 * 32 * 32 * 128 * 2 * 64 * 125) / (0.5 * 3.35e12)
+    assert low.seconds == pytest.approx(spent + 5120 * 50 / 512 * step)
 
 
 @pytest.mark.parametrize("size", ["small", "medium"])

@@ -193,7 +193,6 @@ def plan(
         str, typer.Option("--model", help="0.5b, 1.5b, 7b, 13b, 34b, or a folder (default: the config's)")
     ] = "",
     pairs: Annotated[int, typer.Option("--pairs", help="comparisons (default: the world's)")] = 0,
-    prompts: Annotated[int, typer.Option("--prompts", help="training prompts (default: as many as pairs)")] = 0,
     demonstrations: Annotated[int, typer.Option("--demonstrations", help="for SFT (default: as many as pairs)")] = 0,
     prompt_tokens: Annotated[float, typer.Option("--prompt-tokens", help="mean length (default: the limit)")] = 0,
     response_tokens: Annotated[float, typer.Option("--response-tokens", help="mean length (default: the limit)")] = 0,
@@ -209,7 +208,7 @@ def plan(
 
     name, sections = settings_of(target, overrides or [])
     given = Given(
-        gpus=gpus, model=model, pairs=pairs, prompts=prompts, demonstrations=demonstrations,
+        gpus=gpus, model=model, pairs=pairs, demonstrations=demonstrations,
         prompt_tokens=prompt_tokens, response_tokens=response_tokens, price=price, rates=rates,
     )  # fmt: skip
     shown = Console(stderr=True, highlight=False) if as_json else console

@@ -33,7 +33,6 @@ class Given:
     gpus: str
     model: str
     pairs: int
-    prompts: int
     demonstrations: int
     prompt_tokens: float
     response_tokens: float
@@ -47,6 +46,8 @@ def plan(name: str, sections: dict[str, Any], given: Given, out: Path | None, co
     memory = {"micro_tokens": sections["train"].micro_tokens, "checkpointing": sections["train"].gradient_checkpointing}
     if given.rates is not None:
         memory |= {"base": _BASE, "packed": True}
+    else:
+        memory |= {"low": sections["train"].precision != "fp32", "served": sections["rollout"].engine != "native"}
     plans = {p.stage: p for p in plan_arms(shape, sections, work, machine, STAGES, **memory)}
     measured = _rates(given.rates) if given.rates is not None else {}
     price = machine.device.price if given.price is None else given.price
@@ -150,7 +151,7 @@ def _work(given: Given, sections: Mapping[str, Any]) -> Work:
             remedy="give --pairs (and --demonstrations, --prompt-tokens, --response-tokens)",
         )  # fmt: skip
     return Work(
-        demonstrations, pairs, given.prompts or pairs, given.prompt_tokens or model.max_prompt_tokens,
+        demonstrations, pairs, given.prompt_tokens or model.max_prompt_tokens,
         given.response_tokens or model.max_new_tokens,
     )  # fmt: skip
 
@@ -215,7 +216,8 @@ def _assumptions(machine: Machine, given: Given) -> list[str]:
         f"training, {100 * machine.scoring:.0f}% in scoring, {100 * machine.sampling:.0f}% of the bandwidth in "
         "sampling: stated, not measured",
         f"{100 * machine.efficiency:.0f}% of that with {machine.count} devices",
-        "weights, gradients and moments in fp32, in equal parts; products in bf16; the policy samples in one piece",
+        "weights, gradients and moments in fp32, in equal parts; products in bf16; the policy samples in one piece, "
+        "its matrices, keys and values in bf16",
         "mean lengths are the limits where none are given: an upper bound",
         "prices are what the cloud asks on demand, of the order; --price says yours",
     ]

@@ -98,7 +98,6 @@ class Work:
 
     demonstrations: int
     pairs: int
-    prompts: int
     prompt_tokens: float
     response_tokens: float
 
@@ -136,7 +135,7 @@ class Plan:
 
 
 _USABLE = 0.92  # of a device's memory: the rest is the driver's, the libraries' and fragments
-_FLOAT = 4.0
+_FLOAT, _HALF = 4.0, 2.0
 _LOGITS = 2.0**25  # kept for the backward pass at most (models.scoring)
 
 
@@ -151,12 +150,15 @@ def memory_of(
     checkpointing: bool = False,
     base: float = 0.0,
     packed: bool = False,
+    low: bool = False,
+    served: bool = False,
 ) -> Memory:
     """Bytes on each of `processes` at the peak of a stage.
 
     Weights, gradients and moments are fp32 and lie in parts; one layer and what is outside the layers are put together
-    for a pass. Sampling puts the policy together whole, with keys and values of `rows` rows of `length` tokens. `base`
-    is the interpreter with its libraries (a CPU's). `packed`: our kernels on a CPU, which keep less.
+    for a pass. Sampling puts the policy together whole, with keys and values of `rows` rows of `length` tokens: on GPUs
+    (`low`) in bf16 but for the embeddings; a server (`served`) has memory of its own. `base` is the interpreter with
+    its libraries (a CPU's). `packed`: our kernels on a CPU, which keep less.
     """
     model, parts = _FLOAT * shape.parameters, {}
     trained = {"ppo": 2}.get(stage, 1)
@@ -168,14 +170,23 @@ def memory_of(
         layer = (shape.parameters - 2 * shape.vocab * shape.hidden) / shape.layers
         parts["put together"] = _FLOAT * (2 * layer + 2 * shape.vocab * shape.hidden)
     parts["activations"] = _activations(shape, micro_tokens, checkpointing, packed)
-    if stage in ("ppo", "rloo", "dpo-iter"):
-        cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * _FLOAT * rows * length
-        sampling = cache + (model if processes > 1 else 0.0)
+    if stage in ("ppo", "rloo", "dpo-iter") and not served:
+        sampling = _cache(shape, low) * rows * length
+        if low:  # a copy for the products; embeddings are the policy's own where they are in one piece
+            table = shape.vocab * shape.hidden
+            sampling += _HALF * (shape.parameters - table) + (_FLOAT * table if processes > 1 else 0.0)
+        elif processes > 1:
+            sampling += model
         # sampling and a training pass do not happen at one time: what is larger counts
         parts["sampling beyond activations"] = max(0.0, sampling - parts["activations"])
     if base:
         parts["interpreter and libraries"] = base
     return Memory(parts)
+
+
+def _cache(shape: Shape, low: bool) -> float:
+    """Bytes of keys and values of one token."""
+    return 2 * shape.layers * shape.kv_heads * shape.head_dim * (_HALF if low else _FLOAT)
 
 
 def _activations(shape: Shape, tokens: int, checkpointing: bool, packed: bool) -> float:
@@ -234,8 +245,15 @@ def _plan(
         count.train(n, drawn * both * passes * (2 if stage == "ppo" else 1))
     rows = getattr(config, "batch_size", 1)
     need = memory_of(shape, stage, processes=machine.count, rows=-(-rows // machine.count), length=both, **memory)
+    seconds = count.seconds(shape, machine, rows, work, low=memory.get("low", False))
     return Plan(
-        stage, steps, count.sampled, count.trained, count.flops, count.seconds(shape, machine, rows, work), need
+        stage,
+        steps,
+        count.sampled,
+        count.trained,
+        count.flops,
+        seconds,
+        need,
     )
 
 
@@ -260,7 +278,7 @@ class _Count:
     def flops(self) -> float:
         return self.training + self.scoring + self.sampling
 
-    def seconds(self, shape: Shape, machine: Machine, rows: int, work: Work) -> float:
+    def seconds(self, shape: Shape, machine: Machine, rows: int, work: Work, *, low: bool = False) -> float:
         """Over all devices: training and scoring at their share of the peak; a sampled token of every row at once costs
         one reading of weights and cache, or its products, whichever takes longer."""
         peak = machine.device.flops * machine.count * machine.efficiency
@@ -268,8 +286,9 @@ class _Count:
         if not self.sampled:
             return spent
         each = max(1.0, rows / machine.count)
-        cache = 2 * shape.layers * shape.kv_heads * shape.head_dim * _FLOAT * each
-        read = _FLOAT * shape.parameters + cache * (work.prompt_tokens + work.response_tokens / 2)
+        cache = _cache(shape, low) * each
+        weights = (_HALF if low else _FLOAT) * shape.parameters
+        read = weights + cache * (work.prompt_tokens + work.response_tokens / 2)
         step = max(
             read / (machine.sampling * machine.device.bandwidth),
             2 * shape.parameters * each / (machine.scoring * machine.device.flops),
@@ -283,24 +302,25 @@ def remedies(
     """The smallest changes that make a stage fit, the cheapest first; empty where none of them does."""
     room = _USABLE * machine.device.memory
     found = []
-    tries = [
-        ("train.gradient_checkpointing=true", machine.count, micro_tokens, True),
-        (f"train.micro_tokens={max(512, int(length))}", machine.count, max(512, int(length)), False),
-        (f"train.gradient_checkpointing=true train.micro_tokens={max(512, int(length))}", machine.count,
-         max(512, int(length)), True),
+    short = max(512, int(length))
+    changes: list[tuple[str, int, dict[str, Any]]] = [
+        ("train.gradient_checkpointing=true", machine.count, {"checkpointing": True}),
+        (f"train.micro_tokens={short}", machine.count, {"micro_tokens": short}),
+        (f"train.gradient_checkpointing=true train.micro_tokens={short}", machine.count,
+         {"checkpointing": True, "micro_tokens": short}),
+        ("rollout.engine=vllm, a server on GPUs of its own", machine.count, {"served": True}),
+        ("rollout.engine=vllm, a server on GPUs of its own, and train.gradient_checkpointing=true", machine.count,
+         {"served": True, "checkpointing": True}),
     ]  # fmt: skip
-    tries += [
-        (f"--gpus {k}x{machine.name}", k, micro_tokens, False) for k in (2, 4, 8, 16, 32, 64) if k > machine.count
+    more = [count for count in (2, 4, 8, 16, 32, 64, 128) if count > machine.count]
+    changes += [(f"--gpus {count}x{machine.name}", count, {}) for count in more if count < 128]
+    changes += [
+        (f"--gpus {count}x{machine.name} and train.gradient_checkpointing=true", count, {"checkpointing": True})
+        for count in more
     ]
-    tries += [
-        (f"--gpus {k}x{machine.name} and train.gradient_checkpointing=true", k, micro_tokens, True)
-        for k in (2, 4, 8, 16, 32, 64, 128) if k > machine.count
-    ]  # fmt: skip
-    for text, processes, tokens, again in tries:
-        need = memory_of(
-            shape, stage, processes=processes, micro_tokens=tokens, rows=-(-rows * machine.count // processes),
-            length=length, **(memory | {"checkpointing": again}),
-        )  # fmt: skip
-        if need.total <= room:
+    for text, processes, change in changes:
+        settings = {"micro_tokens": micro_tokens, "checkpointing": False} | memory | change
+        each = -(-rows * machine.count // processes)
+        if memory_of(shape, stage, processes=processes, rows=each, length=length, **settings).total <= room:
             found.append(text)
     return found[:2]
