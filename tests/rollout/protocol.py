@@ -5,6 +5,7 @@ It stands for vLLM where vLLM's faults are wanted; tests/rollout/test_real_vllm.
 
 from __future__ import annotations
 
+import copy
 import json
 import threading
 import time
@@ -15,25 +16,48 @@ from typing import Any
 import numpy as np
 import torch
 
-from trueline.models.checkpoints import load_decoder
+from trueline.models.checkpoints import _fill, load_decoder
 from trueline.models.heads import last_scores
 from trueline.models.scoring import Sampling, response_logprobs
+from trueline.rollout.inside.trueline_receiver import Receiver
 
 __all__ = ["ProtocolServer"]
+
+
+class _Worker(Receiver):
+    """A worker with what the receiver asks of vLLM's."""
+
+    rank, device = 0, "cpu"
+
+    def __init__(self, server: ProtocolServer, limit: int | None) -> None:
+        self.server, self.limit = server, limit
+
+    def reload_weights(self, *, weights_iterator) -> None:
+        taken = {}
+        for name, tensor in weights_iterator:
+            if self.limit is not None and len(taken) == self.limit:
+                raise RuntimeError("no room for more weights")
+            taken[name] = tensor
+        if not self.server.stale:
+            self.server.model = copy.deepcopy(self.server.model)
+            _fill(self.server.model, taken, Path("the group"))
 
 
 class ProtocolServer:
     """`faults` maps a path to what is done with its answers: a status code, "late", "half", "gone", or a function of
     the answer; `once` makes each fault happen one time. `raw` gives log-probs of the unprocessed distribution, `stale`
-    takes no weights, `noise` moves every log-prob of a sample, `scorer` answers /pooling."""
+    takes no weights, `noise` moves every log-prob of a sample, `scorer` answers /pooling. `ranks` are those that its
+    workers name, and `limit` is how many tensors they take before they fail."""
 
     def __init__(self, model=None, *, version: str = "0.32.0", faults: dict[str, Any] | None = None, once=False,
-                 raw=False, stale=False, control=True, noise=0.0, scorer=None) -> None:  # fmt: skip
+                 raw=False, stale=False, control=True, noise=0.0, scorer=None, ranks=(0,),
+                 limit=None) -> None:  # fmt: skip
         self.model, self.faults, self.once = model, dict(faults or {}), once
         self.raw, self.stale, self.noise, self.scorer = raw, stale, noise, scorer
         self.paths: list[str] = []
         self.bodies: list[dict] = []
         lock, outer = threading.Lock(), self
+        self.ranks, self.worker = ranks, _Worker(self, limit)
         routes = {
             "/version": lambda body: {"version": version},
             "/v1/models": lambda body: {"data": [{"id": "policy"}]},
@@ -56,7 +80,10 @@ class ProtocolServer:
                     fault = outer.faults.get(path)
                     if outer.once:
                         outer.faults.pop(path, None)
-                    status, answer = (200, routes[path](body)) if path in routes else (404, {"detail": "Not Found"})
+                    try:
+                        status, answer = (200, routes[path](body)) if path in routes else (404, {"detail": "Not Found"})
+                    except Exception as error:
+                        status, answer = 500, {"error": str(error)}
                 if isinstance(fault, int):
                     status, answer = fault, {"error": "as it was told"}
                 elif fault == "late":
@@ -96,6 +123,9 @@ class ProtocolServer:
         self._thread.join()
 
     def _reload(self, body: dict) -> dict:
+        if body["method"].startswith("trueline_"):
+            answer = getattr(self.worker, body["method"])(**body["kwargs"])
+            return {"results": [str(rank) for rank in self.ranks] if body["method"] == "trueline_rank" else [answer]}
         assert body["method"] == "reload_weights"
         folder = Path(body["kwargs"]["weights_path"])
         assert folder.is_dir()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ import torch
 
 from program import ENVIRONMENT
 from trueline.data.chat import ChatTokenizer
+from trueline.errors import InputError, RunError
 from trueline.models.checkpoints import load_decoder, load_scalar, save_model
 from trueline.models.heads import ScalarModel
 from trueline.models.scoring import Sampling, forbidden_mask, response_logprobs
@@ -199,3 +201,41 @@ def test_ppo_trains_on_it_and_a_killed_server_loses_nothing(tmp_path) -> None:
     assert {facts["fingerprint"] for facts in done if "fingerprint" in facts} == {
         facts["fingerprint"] for facts in whole_done if "fingerprint" in facts
     }
+
+
+def test_weights_over_a_process_group(folder, tokenizer) -> None:
+    """The workers take what is sent, each time; a server without the receiver says so and goes on serving."""
+    options, policy = (f"--max-model-len={POSITIONS}", "--dtype=float32"), load_decoder(folder / "policy")
+    prompts = [[5, 6, 7], [8, 9]]
+    native = NativeEngine(pad_id=tokenizer.pad_id, end_id=tokenizer.end_ids)
+    with served(COMMAND, folder / "policy", folder / "group.log", options, takes_group=True) as url:
+        client = VllmServer(url, timeout=120)
+        client.check()
+        with VllmEngine(client, pad_id=tokenizer.pad_id, end_id=tokenizer.end_ids, group=True) as engine:
+            for version, size in ((1, 0.0), (2, 0.02), (3, 0.001)):
+                engine.load_weights(_moved(policy, size), version)
+                assert engine.proof.largest < 1e-4 and engine.proof.nearer
+                assert (engine.proof.moved > 1e-3) == (version > 1)
+            native.load_weights(policy, 0)
+            greedy = [one.generate(prompts, None, max_new_tokens=LIMIT, sampling=Sampling()).responses()
+                      for one in (engine, native)]  # fmt: skip
+            assert greedy[0] == greedy[1]
+        with VllmEngine(client, pad_id=tokenizer.pad_id, end_id=tokenizer.end_ids, group=True) as engine:
+            engine.load_weights(_moved(policy, 0.01), 4)  # a new run, a new group
+            assert engine.proof.largest < 1e-4
+            with pytest.raises(RunError, match="HTTP 500"):
+                engine.load_weights(_wrong(policy), 5)
+
+
+def _wrong(policy):
+    """A policy of another width."""
+    return make_decoder(replace(policy.config, intermediate_size=policy.config.intermediate_size // 2), 0)
+
+
+def test_a_server_without_the_receiver_refuses_a_group(server, tokenizer, folder) -> None:
+    policy = load_decoder(folder / "policy")
+    with VllmEngine(server, pad_id=tokenizer.pad_id, end_id=tokenizer.end_ids, group=True) as engine:
+        with pytest.raises(InputError, match="takes no weights over a group"):
+            engine.load_weights(policy, 1)
+    with VllmEngine(server, pad_id=tokenizer.pad_id, end_id=tokenizer.end_ids) as engine:
+        engine.load_weights(policy, 1)

@@ -7,7 +7,7 @@ the processes. Optimiser states, the moving reference and gradients are as large
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trueline.distributed.world import World
 
-__all__ = ["Rows", "emptied", "full", "is_sharded", "part", "parts", "shard", "whole", "whole_for_leader"]
+__all__ = ["Rows", "each_whole", "emptied", "full", "is_sharded", "part", "parts", "shard", "whole", "whole_for_leader"]
 
 Model = TypeVar("Model", bound=nn.Module)
 Rows = Callable[[str, int, int], Tensor]
@@ -109,17 +109,27 @@ def whole(model: Model, *, low: bool = False) -> Model:
 
 @torch.no_grad()
 def whole_for_leader(model: Model, world: World) -> Model | None:
-    """The model in one piece for the process that leads; None for the others, which must ask too."""
-    return _made(model, frozenset(), here=world.leads) if is_sharded(model) else model
+    """The model in one piece, in the host's memory, for the process that leads; None for the others, which must ask
+    too. The model itself where it is not in parts."""
+    if not is_sharded(model):
+        return model
+    return _made(model, frozenset(), here=world.leads, device="cpu")
 
 
-def _made(model: Model, low: frozenset[str], *, here: bool) -> Model | None:
+@torch.no_grad()
+def each_whole(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The model's tensors, each put together when it is asked for; every process must ask for all."""
+    for name, tensor in model.state_dict().items():
+        yield name, full(tensor.detach())
+
+
+def _made(model: Model, low: frozenset[str], *, here: bool, device: str | None = None) -> Model | None:
     """A copy with weights put together one at a time, those in `low` after they are rounded."""
     state = {}
     for name, tensor in model.state_dict().items():
         tensor = full(tensor.detach().bfloat16() if name in low else tensor.detach())
         if here:
-            state[name] = tensor
+            state[name] = tensor if device is None else tensor.to(device)
     if not here:
         return None
     made = copy.deepcopy(model._empty[0]) if is_sharded(model) else emptied(model)

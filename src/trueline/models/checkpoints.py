@@ -48,7 +48,7 @@ from trueline.models.foreign import (
 )
 from trueline.models.heads import ScalarModel
 
-__all__ = ["Stored", "load_decoder", "load_scalar", "read_config", "save_model", "shape_from"]
+__all__ = ["Stored", "hub_pieces", "load_decoder", "load_scalar", "read_config", "save_model", "shape_from"]
 
 FAMILIES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 Policy = Decoder | ForeignDecoder | AdapterDecoder
@@ -282,24 +282,26 @@ def _dtype_name(model: Decoder | ScalarModel) -> str:
 
 
 def _to_hub(model: Decoder | ScalarModel) -> dict[str, Tensor]:
-    c = model.config
-    sizes = (c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim, c.num_kv_heads * c.head_dim)
     out: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        if name == "head.weight":
-            if not c.tied:
-                out["lm_head.weight"] = tensor
-        elif name.startswith("score."):
-            out[name] = tensor
-        elif ".qkv." in name:
-            for part, piece in zip("qkv", tensor.split(sizes)):
-                out[_hub_name(name).replace("qkv", f"{part}_proj")] = piece
-        elif ".gate_up." in name:
-            for part, piece in zip(("gate", "up"), tensor.chunk(2)):
-                out[_hub_name(name).replace("gate_up", f"mlp.{part}_proj")] = piece
-        else:
-            out[_hub_name(name)] = tensor
+        out |= hub_pieces(model.config, name, tensor)
     return out
+
+
+def hub_pieces(config: DecoderConfig, name: str, tensor: Tensor) -> dict[str, Tensor]:
+    """What a weight of our decoder, whole, is in a Hugging Face folder; nothing where it is tied to another."""
+    if name == "head.weight":
+        return {} if config.tied else {"lm_head.weight": tensor}
+    if name.startswith("score."):
+        return {name: tensor}
+    if ".qkv." in name:
+        keys = config.num_kv_heads * config.head_dim
+        pieces = tensor.split((config.num_heads * config.head_dim, keys, keys))
+        return {_hub_name(name).replace("qkv", f"{part}_proj"): piece for part, piece in zip("qkv", pieces)}
+    if ".gate_up." in name:
+        pieces = tensor.chunk(2)
+        return {_hub_name(name).replace("gate_up", f"mlp.{part}_proj"): p for part, p in zip(("gate", "up"), pieces)}
+    return {_hub_name(name): tensor}
 
 
 _NAMES = {

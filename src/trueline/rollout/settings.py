@@ -26,6 +26,9 @@ class RolloutSettings(Section):
         "", description="of a vLLM server of the reward model in reward.path (vllm serve FOLDER --runner pooling)"
     )
     folder: str = Field("", description="where weights are handed over, seen by both; empty: /dev/shm")
+    transfer: Literal["files", "group"] = Field(
+        "files", description="how weights go to a server: files that both see, or a process group (NCCL, or gloo)"
+    )
     sleep: bool = Field(False, description="the server gives its GPU's memory back while it does not sample")
     timeout: float = Field(600.0, gt=0, description="seconds that a server has for an answer, retries in it")
     gap_warn: float = Field(1.05, ge=1, description="mean exp |engine's - trainer's log-prob| that is told")

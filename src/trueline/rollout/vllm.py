@@ -1,4 +1,6 @@
-"""Sampling at a vLLM server: weights go over as files, every hand-over is proved by log-probs, draws belong to rows.
+"""Sampling at a vLLM server: every hand-over of weights is proved by log-probs, draws belong to rows.
+
+Weights go over as files that both see, or over a process group (`rollout/vllm_group.py`).
 
 A row's seed is made of its uniforms, so that a sample hangs neither on the batch nor on who asks; the draws themselves
 are the server's, and are others than the native engine's.
@@ -10,7 +12,7 @@ import hashlib
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,13 +21,14 @@ import torch
 from torch import Tensor
 
 from trueline.errors import InputError, NumericsError
-from trueline.models.checkpoints import save_model
+from trueline.models.checkpoints import hub_pieces, save_model
 from trueline.models.decoder import Decoder
 from trueline.models.scoring import Sampling, response_logprobs
 from trueline.rollout.engine import Rollout, pad_prompts
 from trueline.rollout.vllm_client import Drawn, VllmServer
+from trueline.rollout.vllm_group import WeightGroup
 
-__all__ = ["FAR", "Proof", "VllmEngine"]
+__all__ = ["FAR", "Proof", "VllmEngine", "probe_logprobs"]
 
 _PROBES, _PROBE_TOKENS = 4, 24
 FAR = 0.1
@@ -53,13 +56,22 @@ class VllmEngine:
     """An engine of the same verbs as the native one. `load_weights` hands over and proves.
 
     `folder` is a directory that the server sees under the same name (a temporary one where there is none); with
-    `sleeps` the server gives the accelerator's memory back whenever it is not sampling.
+    `group` weights go over a process group instead. With `sleeps` the server gives the accelerator's memory back
+    whenever it is not sampling.
     """
 
     def __init__(
-        self, server: VllmServer, *, pad_id: int, end_id: int | Sequence[int], folder: str = "", sleeps: bool = False
+        self,
+        server: VllmServer,
+        *,
+        pad_id: int,
+        end_id: int | Sequence[int],
+        folder: str = "",
+        group: bool = False,
+        sleeps: bool = False,
     ) -> None:
         self.server, self.pad_id, self.sleeps = server, pad_id, sleeps
+        self._by_group, self._group = group, None
         self.end_ids = (end_id,) if isinstance(end_id, int) else tuple(end_id)
         self.version = -1
         self.proof: Proof | None = None
@@ -75,17 +87,51 @@ class VllmEngine:
 
     def __exit__(self, *_: object) -> None:
         self._drop_folder()
+        if self._group is not None:
+            self._group.close()
         try:
             self._wake()
         finally:
             self.server.close()
 
     def load_weights(self, policy: Decoder, version: int) -> None:
-        """Write the weights, let the server read them, and hold what it then says against the policy.
+        """Let the server take the weights, and hold what it then says against the policy.
 
         Raises NumericsError where the server does not hold the weights afterwards.
         """
+        self.hand_over(policy, version, probe_logprobs(policy))
+
+    def hand_over(
+        self, policy: Decoder, version: int, own: Tensor, weights: Iterable[tuple[str, Tensor]] | None = None
+    ) -> None:
+        """The same where `own` are the policy's `probe_logprobs`, and `weights` its tensors as they are put together:
+        over a group the policy may lie in parts among processes, as files it must not."""
         self._wake()
+        if self._by_group:
+            self._send(policy, weights if weights is not None else policy.state_dict().items())
+        else:
+            self._write(policy, version)
+        self.version, self._vocabulary = version, policy.config.vocab_size
+        self._device = policy.head.weight.device
+        self.proof = self._prove(own, version)
+
+    def _send(self, policy: Decoder, weights: Iterable[tuple[str, Tensor]]) -> None:
+        if not isinstance(policy, Decoder):
+            raise InputError(
+                "weights of this architecture do not go over a group", where="settings", field="rollout.transfer",
+                remedy="rollout.transfer=files",
+            )  # fmt: skip
+        if self._group is None:
+            self._group = WeightGroup(self.server, policy.head.weight.device)
+        wire = [
+            (hub, str(piece.dtype).removeprefix("torch."), tuple(piece.shape))
+            for name, tensor in policy.state_dict().items()
+            for hub, piece in _pieces(policy, name, torch.empty(tensor.shape, dtype=tensor.dtype, device="meta"))
+        ]
+        self._group.send(wire, (piece for name, held in weights for piece in _pieces(policy, name, held)))
+        self.server.forget()
+
+    def _write(self, policy: Decoder, version: int) -> None:
         held = self._folder / f"weights-{version}"
         save_model(policy, held)
         if not (held / "model.safetensors").is_file() and not (held / "model.safetensors.index.json").is_file():
@@ -97,9 +143,6 @@ class VllmEngine:
             self.server.load(held)
         finally:
             shutil.rmtree(held)
-        self.version, self._vocabulary = version, policy.config.vocab_size
-        self._device = policy.head.weight.device
-        self.proof = self._prove(policy, version)
 
     def generate(
         self,
@@ -136,14 +179,9 @@ class VllmEngine:
             self.server.wake()
             self._asleep = False
 
-    @torch.no_grad()
-    def _prove(self, policy: Decoder, version: int) -> Proof:
-        rows = _probes(policy.config.vocab_size, policy.config.max_positions)
+    def _prove(self, own: Tensor, version: int) -> Proof:
+        rows = _probes(self._vocabulary, 1 + own.shape[1])
         served = torch.tensor(self.server.score(rows.tolist()), dtype=torch.float64)
-        mask = torch.ones_like(rows, dtype=torch.bool)
-        mask[:, 0] = False
-        held, _ = response_logprobs(policy, rows.to(self._device), mask.to(self._device), Sampling())
-        own = held[:, 1:].double().cpu()
         gap, moved, nearer = float((served - own).abs().mean()), 0.0, True
         if self._before is not None:
             before, noise = self._before
@@ -162,9 +200,23 @@ class VllmEngine:
         return proof
 
 
-def _probes(vocabulary: int, positions: int) -> Tensor:
+@torch.no_grad()
+def probe_logprobs(policy: Decoder) -> Tensor:
+    """The policy's log-probs of the rows of a proof, [rows, tokens - 1]; all processes that hold a part must ask."""
+    device = next(policy.parameters()).device
+    rows = _probes(policy.config.vocab_size, min(_PROBE_TOKENS, policy.config.max_positions - 1))
+    mask = torch.ones_like(rows, dtype=torch.bool)
+    mask[:, 0] = False
+    held, _ = response_logprobs(policy, rows.to(device), mask.to(device), Sampling())
+    return held[:, 1:].double().cpu()
+
+
+def _pieces(policy: Decoder, name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
+    return hub_pieces(policy.config, name, tensor).items()
+
+
+def _probes(vocabulary: int, width: int) -> Tensor:
     """Rows of random tokens, the same in every run: unlikely texts show a change of weights best."""
-    width = min(_PROBE_TOKENS, positions - 1)
     return torch.from_numpy(np.random.default_rng(20240410).integers(0, vocabulary, (_PROBES, width)))
 
 

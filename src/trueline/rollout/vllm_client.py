@@ -171,7 +171,25 @@ class VllmServer:
             self._post(_CONTROL, call)
         except RunError as error:
             raise RunError(f"{error} (is it a server of this model, and does it see {folder.parent}?)") from None
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop the cached prefixes: they are of the weights before."""
         self._post("/reset_prefix_cache", None)
+
+    def workers(self, method: str, arguments: Mapping[str, Any], read: Callable[[Any], Answer] = lambda a: a) -> list:
+        """What every worker of the server answers to one of its methods, in no order."""
+        call = {"method": method, "kwargs": dict(arguments), "timeout": self._timeout}
+
+        def answers(answer: Any) -> list[Answer]:
+            return [read(one) for one in answer["results"]]
+
+        return self._exchange("POST", _CONTROL, call, answers, threading.Event())
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Host and port."""
+        return self._host, self._port or (443 if self._secure else 80)
 
     def sleep(self) -> None:
         """Give the accelerator's memory back: weights to the host, the cache dropped."""

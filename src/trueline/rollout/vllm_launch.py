@@ -16,7 +16,10 @@ from pathlib import Path
 
 from trueline.errors import InputError, RunError
 
-__all__ = ["LEAST_CONTEXT", "served"]
+__all__ = ["LEAST_CONTEXT", "RECEIVER", "RECEIVER_FOLDER", "served"]
+
+RECEIVER, RECEIVER_FOLDER = "trueline_receiver.Receiver", Path(__file__).parent / "inside"
+"""`--worker-extension-cls` of a server that takes weights over a group, and what must be on its PYTHONPATH."""
 
 LEAST_CONTEXT = 32
 """Tokens that a server must be able to read, however short prompts and responses are: the rows of a proof."""
@@ -33,10 +36,12 @@ def served(
     log: Path,
     options: Sequence[str] = (),
     *,
+    takes_group: bool = False,
     patience: float = _START_SECONDS,
 ) -> Iterator[str]:
     """The address of a server of the model in `folder`, on 127.0.0.1 and a free port; what it says is in `log`.
 
+    `takes_group`: its workers can take weights over a process group.
     Raises InputError where the command cannot be run, RunError where the server ends or does not answer in time. The
     server is gone when the block is left, and when this process is killed.
     """
@@ -48,6 +53,10 @@ def served(
     environment = {**os.environ, "VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "HF_HUB_OFFLINE": "1"}
     for ours in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):  # torchrun's, for this run alone
         environment.pop(ours, None)
+    if takes_group:
+        arguments += ["--worker-extension-cls", RECEIVER]
+        paths = [str(RECEIVER_FOLDER), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
     with log.open("ab") as words:
         try:
             process = subprocess.Popen(

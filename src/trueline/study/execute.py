@@ -396,7 +396,8 @@ class Executor:
             *settings.options,
         )
         folder = Path(model.path) if model.path else _blank_model(self.base)
-        return served(settings.command, folder, self.directory / "vllm.log", options)
+        log, by_group = self.directory / "vllm.log", settings.transfer == "group"
+        return served(settings.command, folder, log, options, takes_group=by_group)
 
     def _is_twin(self, node: Node, budget: float | None) -> bool:
         """Whether the twin's finished cell is this node's run: training that stayed within this budget, or the

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
 from trueline.data.chat import ChatTokenizer
 from trueline.distributed.settings import ClusterSettings
+from trueline.distributed.sharding import each_whole, is_sharded, whole, whole_for_leader
 from trueline.distributed.world import World
 from trueline.errors import RunError
 from trueline.models.decoder import Decoder
 from trueline.rollout.engine import RolloutEngine
 from trueline.rollout.native import NativeEngine
 from trueline.rollout.settings import RolloutSettings
-from trueline.rollout.vllm import Proof, VllmEngine
+from trueline.rollout.vllm import Proof, VllmEngine, probe_logprobs
 from trueline.rollout.vllm_client import VllmServer
 from trueline.runs.lock import held
 from trueline.training.elsewhere import ClusterEngine
@@ -55,9 +57,12 @@ class Engines:
         return self._served.proof if self._served else None
 
     def of(self, policy: Decoder) -> RolloutEngine:
-        """An engine that samples from `policy`, which is in one piece."""
+        """An engine that samples from `policy`, which may lie in parts: then all its processes must ask."""
         if not self.exact:
             return self._at_server(policy)
+        # Where a pass rounds the weights of its products, that is done once. A CPU's kernels make copies of their own.
+        low = policy.trunk.precision == "bf16" and next(policy.parameters()).device.type != "cpu"
+        policy = whole(policy, low=low)
         if self._cluster.samplers and self._world.size == 1:
             return self._on_cluster(policy)
         engine: RolloutEngine = NativeEngine(pad_id=self._pad_id, end_id=self._end_ids)
@@ -77,7 +82,17 @@ class Engines:
         self._version += 1
         if self._world.leads:
             self._served = self._served or self._taken()
-            self._served.load_weights(policy, self._version)
+        own, in_parts = probe_logprobs(policy), is_sharded(policy)
+        if in_parts and self.settings.transfer == "group":
+            weights = each_whole(policy)
+            if self._served is None:
+                deque(weights, maxlen=0)
+            else:
+                self._served.hand_over(policy, self._version, own, weights)
+        else:
+            held = whole_for_leader(policy, self._world)
+            if self._served is not None:
+                self._served.hand_over(held, self._version, own)
         return LedEngine(self._served, self._world) if self._world.size > 1 else self._served
 
     def _taken(self) -> VllmEngine:
@@ -97,6 +112,7 @@ class Engines:
                     pad_id=self._pad_id,
                     end_id=self._end_ids,
                     folder=settings.folder,
+                    group=settings.transfer == "group",
                     sleeps=settings.sleep,
                 )
             )

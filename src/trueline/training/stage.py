@@ -17,7 +17,7 @@ import torch
 from trueline.data.batches import TokenBatch, Tokenized
 from trueline.data.chat import ChatTokenizer
 from trueline.distributed.settings import ClusterSettings
-from trueline.distributed.sharding import Rows, shard, whole
+from trueline.distributed.sharding import Rows, shard
 from trueline.distributed.world import current
 from trueline.models.adapters import LoraSettings
 from trueline.models.decoder import Decoder, Precision
@@ -169,9 +169,7 @@ class Stage:
 
     def engine(self, policy: Decoder) -> RolloutEngine:
         """A rollout engine that samples from `policy`."""
-        # Where a pass rounds the weights of its products, that is done once. A CPU's kernels make copies of their own.
-        low = self.engines.exact and policy.trunk.precision == "bf16" and self.device.type != "cpu"
-        engine = self.engines.of(whole(policy, low=low))
+        engine = self.engines.of(policy)
         if (proof := self.engines.proof) is not None:
             self.gates.ask(
                 "server has the weights",
