@@ -74,12 +74,12 @@ BAD = {
 @pytest.fixture
 def unloaded(monkeypatch) -> None:
     """No tensor is read."""
-    from trueline.models import checkpoints
+    from trueline.models.folders import StoredRows
 
-    def loaded(folder):
-        raise AssertionError(f"{folder} was loaded")
+    def loaded(self, name, *rows):
+        raise AssertionError(f"{name} was loaded")
 
-    monkeypatch.setattr(checkpoints, "read_tensors", loaded)
+    monkeypatch.setattr(StoredRows, "read", loaded)
 
 
 @pytest.mark.parametrize("case", BAD)

@@ -5,7 +5,6 @@ It stands for vLLM where vLLM's faults are wanted; tests/rollout/test_real_vllm.
 
 from __future__ import annotations
 
-import copy
 import json
 import threading
 import time
@@ -17,11 +16,20 @@ import numpy as np
 import torch
 
 from trueline.models.checkpoints import _fill, load_decoder
+from trueline.models.decoder import Decoder
 from trueline.models.heads import last_scores
 from trueline.models.scoring import Sampling, response_logprobs
 from trueline.rollout.inside.trueline_receiver import Receiver
 
 __all__ = ["ProtocolServer"]
+
+
+class _Taken:
+    """Tensors in memory as those of a folder are read."""
+
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        self.read = tensors.__getitem__
 
 
 class _Worker(Receiver):
@@ -39,8 +47,10 @@ class _Worker(Receiver):
                 raise RuntimeError("no room for more weights")
             taken[name] = tensor
         if not self.server.stale:
-            self.server.model = copy.deepcopy(self.server.model)
-            _fill(self.server.model, taken, Path("the group"))
+            with torch.device("meta"):
+                model = Decoder(self.server.model.config)
+            _fill(model, _Taken(taken), Path("the group"), torch.float32)
+            self.server.model = model
 
 
 class ProtocolServer:

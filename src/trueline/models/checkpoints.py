@@ -34,7 +34,6 @@ from trueline.models.folders import (
     is_adapter,
     read_end_ids,
     read_object,
-    read_tensors,
 )
 from trueline.models.foreign import (
     ForeignConfig,
@@ -149,9 +148,10 @@ def load_decoder(folder: Path, dtype: torch.dtype = torch.float32, *, quantize: 
     config = read_config(folder)
     if isinstance(config, ForeignConfig):
         return load_foreign(folder, config, dtype)
-    model = Decoder(config)
-    _fill(model, read_tensors(folder), folder)
-    return model.to(dtype).eval()
+    with torch.device("meta"):
+        model = Decoder(config)
+    _fill(model, StoredRows(folder), folder, dtype)
+    return model.eval()
 
 
 def load_scalar(
@@ -165,9 +165,10 @@ def load_scalar(
     if isinstance(config, ForeignConfig):
         base, score = load_foreign_scalar_parts(folder, bias, dtype)
         return _scalar(ForeignTrunk(base, config), score)
-    model = ScalarModel(config, bias=bias)
-    _fill(model, read_tensors(folder), folder)
-    return model.to(dtype).eval()
+    with torch.device("meta"):
+        model = ScalarModel(config, bias=bias)
+    _fill(model, StoredRows(folder), folder, dtype)
+    return model.eval()
 
 
 def _stacked(shapes: list[list[int]]) -> list[int] | None:
@@ -216,10 +217,17 @@ def _scalar(trunk: ForeignTrunk, score: torch.nn.Linear) -> ScalarModel:
     return model.eval()
 
 
-def _fill(model: Decoder | ScalarModel, tensors: dict[str, Tensor], folder: Path) -> None:
-    sources = _checked(model, {name: list(tensor.shape) for name, tensor in tensors.items()}, folder)
-    joined = {own: [tensors[name] for name in names] for own, names in sources.items()}
-    model.load_state_dict({own: torch.cat(held) if len(held) > 1 else held[0] for own, held in joined.items()})
+def _fill(model: Decoder | ScalarModel, stored: StoredRows, folder: Path, dtype: torch.dtype) -> None:
+    """Give a model whose weights are on no device those of a folder, one after the other."""
+    sources, made = _checked(model, stored.shapes, folder), {}
+    for own, names in sources.items():
+        if own != "head.weight" or names != sources.get("trunk.embed.weight"):
+            made[own] = torch.cat([stored.read(name) for name in names]).to(dtype)
+    if "head.weight" in sources:
+        made.setdefault("head.weight", made["trunk.embed.weight"])
+    model.load_state_dict(made, assign=True)
+    if isinstance(model, Decoder) and model.config.tied:
+        model.head.weight = model.trunk.embed.weight
 
 
 def _checked(model: Decoder | ScalarModel, shapes: Mapping[str, list[int]], folder: Path) -> dict[str, list[str]]:

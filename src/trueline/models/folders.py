@@ -23,7 +23,6 @@ __all__ = [
     "is_adapter",
     "read_end_ids",
     "read_object",
-    "read_tensors",
 ]
 
 PEFT = "base_model.model."
@@ -113,15 +112,6 @@ def check_size(folder: Path, config: dict[str, Any]) -> None:
         )
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
-    """Every tensor of the folder by its name, from `model.safetensors` or the shards that its index lists."""
-    tensors: dict[str, Tensor] = {}
-    for name in _weight_files(folder):
-        with _opened(folder, name) as file:
-            tensors.update((key, file.get_tensor(key)) for key in file.keys())
-    return tensors
-
-
 class StoredRows:
     """The tensors of a folder, of which rows are read as they are asked for."""
 
@@ -134,10 +124,10 @@ class StoredRows:
                 for key in file.keys():
                     self._files[key], self.shapes[key] = name, file.get_slice(key).get_shape()
 
-    def read(self, name: str, start: int, stop: int) -> Tensor:
-        """Rows `start` to `stop` of a tensor."""
+    def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
+        """Rows `start` to `stop` of a tensor, or all of it."""
         with _opened(self._folder, self._files[name]) as file:
-            return file.get_slice(name)[start:stop]
+            return file.get_tensor(name) if stop is None else file.get_slice(name)[start:stop]
 
 
 def _weight_files(folder: Path) -> list[str]:

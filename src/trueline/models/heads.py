@@ -74,7 +74,8 @@ def last_scores(model: ScalarModel, tokens: Tensor, lengths: Tensor, prompt_leng
 
 
 def _scores(model: ScalarModel, tokens: Tensor, wanted: Tensor, prompt_lengths: Tensor) -> Tensor:
-    return model.score(hidden_at(model.trunk, tokens, wanted, prompt_lengths)).squeeze(-1)
+    scores = model.score(hidden_at(model.trunk, tokens, wanted, prompt_lengths)).squeeze(-1)
+    return scores.clone()  # no view: weights that lie in parts are put together again before its backward pass
 
 
 def last_values(values: Tensor, lengths: Tensor) -> Tensor:

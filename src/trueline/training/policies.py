@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,10 +27,12 @@ from trueline.training.stage import Stage
 
 __all__ = [
     "Lent",
+    "lent_reward_model",
     "load_policy",
     "load_reward_model",
     "load_start",
     "policy_in",
+    "read_reward_model",
     "save_critic",
     "save_policy",
     "save_reward_model",
@@ -37,7 +40,8 @@ __all__ = [
     "start_policy",
 ]
 
-LENT_FROM = 64 * 2**20  # bytes of weights
+LENT_FROM = 16 * 2**20  # bytes of weights
+Model = TypeVar("Model", Decoder, ScalarModel)
 
 
 def start_policy(stage: Stage, *, fresh: bool = False, start: str = "sft") -> Decoder:
@@ -89,27 +93,29 @@ def _quantize(stage: Stage) -> Quantize:
     return "none" if stage.limits.lora is None else stage.limits.lora.quantize
 
 
-class Lent:
-    """A policy of an input that is looked at once a step: it need not lie beside the step's peak.
+class Lent(Generic[Model]):
+    """A model of an input that is needed for a while in each step: it need not lie beside the step's peak.
 
     A small one stays in memory. A larger one is read again each time, or, on a GPU, waits in the host's memory.
     """
 
-    def __init__(self, stage: Stage, name: str) -> None:
-        self._stage, self._name = stage, name
-        self._kept: Decoder | None = load_policy(stage, name)
-        if 4 * self._kept.parameter_count < LENT_FROM or stage.world.size > 1:
-            return
-        self._kept = self._kept.to("cpu") if stage.device.type != "cpu" else None
+    def __init__(self, stage: Stage, read: Callable[[], Model]) -> None:
+        self._stage, self._read = stage, read
+        self._kept: Model | None = read()
+        self.config, self.parameter_count = self._kept.config, self._kept.parameter_count
+        self.stays = 4 * self.parameter_count < LENT_FROM or stage.world.size > 1
+        if not self.stays:
+            self._kept = self._kept.to("cpu") if stage.device.type != "cpu" else None
 
     @contextmanager
-    def here(self) -> Iterator[Decoder]:
-        """The policy, for as long as it is looked at."""
+    def here(self) -> Iterator[Model]:
+        """The model, for as long as it is needed."""
         if self._kept is None:
-            yield load_policy(self._stage, self._name)
-            return
-        yield self._kept if self._stage.world.size > 1 else self._kept.to(self._stage.device)
-        if 4 * self._kept.parameter_count >= LENT_FROM and self._stage.world.size == 1:
+            yield self._read()
+        elif self.stays:
+            yield self._kept
+        else:
+            yield self._kept.to(self._stage.device)
             self._kept.to("cpu")
 
 
@@ -127,15 +133,32 @@ def load_start(stage: Stage) -> Decoder:
 
 def load_reward_model(stage: Stage, name: str = "reward") -> tuple[ScalarModel, dict[str, float]]:
     """The reward model of an input cell, with the mean and standard deviation of its scores on SFT samples."""
+    model = read_reward_model(stage, name)
+    _ask_scored(stage, name, model)
+    return model, read_json(stage.inputs[name] / "reward_model" / "calibration.json")
+
+
+def lent_reward_model(stage: Stage, name: str = "reward") -> tuple[Lent[ScalarModel], dict[str, float]]:
+    """The same, lent."""
+    lent = Lent(stage, lambda: read_reward_model(stage, name))
+    with lent.here() as model:
+        _ask_scored(stage, name, model)
+    return lent, read_json(stage.inputs[name] / "reward_model" / "calibration.json")
+
+
+def read_reward_model(stage: Stage, name: str) -> ScalarModel:
+    """Its weights alone."""
     folder = stage.inputs[name] / "reward_model"
     if stage.world.size > 1 and Stored.has(folder):
         stored = Stored(folder, "reward")
-        model = stage.placed(stored.model, stored.rows)
-    else:
-        model = stage.placed(load_scalar(folder, bias=False, quantize=_quantize(stage)))
+        return stage.placed(stored.model, stored.rows)
+    return stage.placed(load_scalar(folder, bias=False, quantize=_quantize(stage)))
+
+
+def _ask_scored(stage: Stage, name: str, model: ScalarModel) -> None:
+    folder = stage.inputs[name] / "reward_model"
     if (folder / "examples.json").exists():
         scored_gate(stage, model, folder)
-    return model, read_json(folder / "calibration.json")
 
 
 def save_policy(stage: Stage, policy: Decoder) -> None:

@@ -139,7 +139,7 @@ def train(config: Config, stage: Stage) -> None:
     moves = config.ema_eta > 0 or config.reference != "sft"
     if config.reference != "sft":
         reference = load_start(stage)
-    original = Lent(stage, "sft") if moves else None
+    original = Lent(stage, lambda: load_policy(stage, "sft")) if moves else None
     score = reward_source(stage, config.feedback)
     critic = _critic(config, stage, policy)
     # 2. Everything that changes while training, registered.

@@ -10,10 +10,10 @@ from torch import Tensor
 from trueline.data.batches import Tokenized, collate
 from trueline.data.chat import ChatTokenizer
 from trueline.models.heads import ScalarModel
-from trueline.rewards.learned import LearnedReward
+from trueline.rewards.learned import Described, LearnedReward
 from trueline.rollout.engine import Rollout
 from trueline.training.elsewhere import ClusterReward
-from trueline.training.policies import load_reward_model
+from trueline.training.policies import Lent, lent_reward_model, load_reward_model
 from trueline.training.served_reward import served_reward
 from trueline.training.stage import Stage, batch_on
 from trueline.types import Prompt
@@ -26,8 +26,7 @@ class RewardReader:
     is another, the texts written out again in its own."""
 
     def __init__(self, stage: Stage, name: str = "reward") -> None:
-        model, calibration = load_reward_model(stage, name)
-        self.reward = _reward(stage, model, calibration)
+        self.reward = _reward(stage, name)
         self._stage = stage
         self.tokenizer = tokenizer_of(stage, name)
 
@@ -60,16 +59,34 @@ class RewardReader:
         return self.reward.standardized(rows.tokens, rows.lengths, rows.prompt_lengths)
 
 
-def _reward(stage: Stage, model: ScalarModel, calibration: Mapping[str, float]) -> LearnedReward:
+class _LentReward(LearnedReward):
+    """Scores of a model that comes for each call: it need not lie beside a training step."""
+
+    def __init__(self, lent: Lent[ScalarModel], calibration: Mapping[str, float], *, token_limit: int) -> None:
+        super().__init__(Described(lent.config, lent.parameter_count), calibration, token_limit=token_limit)
+        self._lent = lent
+
+    def scores(self, tokens: Tensor, lengths: Tensor, prompt_lengths: Tensor | None = None) -> Tensor:
+        """Raw scores [B]."""
+        with self._lent.here() as model:
+            here = LearnedReward(model, token_limit=self.token_limit)
+            return here.scores(tokens, lengths, prompt_lengths)
+
+
+def _reward(stage: Stage, name: str) -> LearnedReward:
     """The model's scores, computed here, at a server, or on a cluster."""
     limit = 2 * stage.limits.micro_tokens
     if stage.rollout.reward_url:
-        return served_reward(stage, model, calibration)
+        return served_reward(stage, *load_reward_model(stage, name))
     if stage.cluster.scorers and stage.world.size == 1:
-        reward = ClusterReward(stage.cluster, model, calibration, token_limit=limit, tell=stage.warn)
+        reward = ClusterReward(stage.cluster, *load_reward_model(stage, name), token_limit=limit, tell=stage.warn)
         stage.engines.until_closed(reward.close)
         return reward
-    return LearnedReward(model, calibration, token_limit=limit)
+    lent, calibration = lent_reward_model(stage, name)
+    if not lent.stays:
+        return _LentReward(lent, calibration, token_limit=limit)
+    with lent.here() as model:
+        return LearnedReward(model, calibration, token_limit=limit)
 
 
 def tokenizer_of(stage: Stage, name: str = "reward") -> ChatTokenizer:
