@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from program import ENVIRONMENT
 from trueline.distributed.sharding import whole
 from trueline.errors import InputError
 from trueline.models.checkpoints import Stored, load_decoder, load_scalar, save_model
@@ -103,3 +106,15 @@ def test_keys_and_values_take_the_precision_of_the_products() -> None:
             hidden += [policy.trunk.decode(torch.tensor([7, 8, 9]), lengths + i, cache) for i in range(4)]
         found.append(torch.stack(hidden))
     assert torch.equal(*found)
+
+
+def test_a_model_on_no_device_imports_no_compiler(tmp_path) -> None:
+    """torch imports it to fill a meta tensor with normal numbers: 80 MB and a second in every process."""
+    save_model(make_decoder(SHAPE, 3), tmp_path)
+    asked = (
+        "import sys; from pathlib import Path; from trueline.models.checkpoints import Stored, load_decoder; "
+        f"load_decoder(Path({str(tmp_path)!r})); Stored(Path({str(tmp_path)!r}), 'policy'); "
+        "print([name for name in ('sympy', 'torch._dynamo') if name in sys.modules])"
+    )
+    said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, env=ENVIRONMENT, check=True)
+    assert said.stdout.strip() == "[]"

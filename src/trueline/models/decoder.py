@@ -192,7 +192,9 @@ class Trunk(nn.Module):
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
+        # On no device there is nothing to draw, and torch would import its compiler to draw it: 80 MB and a second.
+        table = torch.empty(config.vocab_size, config.hidden_size)
+        self.embed = nn.Embedding(*table.shape, _weight=table if table.is_meta else None)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.norm_eps)
         # Angles in fp32, as transformers and vLLM compute them: at position 2000 off by 1e-4, but alike everywhere.

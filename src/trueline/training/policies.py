@@ -40,7 +40,7 @@ __all__ = [
     "start_policy",
 ]
 
-LENT_FROM = 16 * 2**20  # bytes of weights
+LENT_FROM = 64 * 2**20  # bytes of weights
 Model = TypeVar("Model", Decoder, ScalarModel)
 
 
