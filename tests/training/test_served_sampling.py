@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 import torch
 from tests.rollout.protocol import ProtocolServer
 
+from foreign import other_tokenizer
 from trueline.commands.resolve import resolve
 from trueline.distributed.world import World
 from trueline.errors import InputError, NumericsError, RunError
 from trueline.models.checkpoints import load_decoder, load_scalar
+from trueline.models.foreign import quiet
 from trueline.models.scoring import Sampling
 from trueline.rollout.native import NativeEngine
 from trueline.runs.cell import read_json
@@ -185,6 +188,7 @@ def test_one_process_asks_and_all_have_the_samples(tiny_world) -> None:
         (["rollout.engine=vllm", "rollout.url=http://a:1", "rollout.command=vllm"], r"rollout.url: .* not both"),
         (["rollout.url=http://a:1"], r"rollout.url: is of a server.*rollout.engine=vllm"),
         (["rollout.sleep=true"], r"rollout.sleep: is of a server"),
+        (["rollout.transfer=group"], r"rollout.transfer: is of a server"),
         (["rollout.engine=vllm", "rollout.url=http://a:1,http://a:1"], r"the same server twice"),
         (["rollout.engine=vllm", "rollout.url=http://a:1", "rollout.gap_stop=1.01"], r"gap_stop: is below"),
         (["rollout.reward_url=http://a:1"], r"rollout.reward_url: .*add reward.path=FOLDER"),
@@ -195,6 +199,22 @@ def test_one_process_asks_and_all_have_the_samples(tiny_world) -> None:
 def test_settings_that_cannot_be_used(overrides, message) -> None:
     with pytest.raises(InputError, match=message):
         resolve("dialogue", overrides, quick=True)
+
+
+def test_another_architecture_takes_files(tmp_path) -> None:
+    from transformers import AutoModelForCausalLM, GPTNeoXConfig
+
+    tokenizer = other_tokenizer()
+    config = GPTNeoXConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=1,
+                           num_attention_heads=4, max_position_embeddings=128)  # fmt: skip
+    with quiet():
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "neox")
+    tokenizer.save_pretrained(tmp_path / "neox")
+    served = ("rollout.engine=vllm", "rollout.url=http://a:1", f"model.path={tmp_path / 'neox'}")
+    lines = [json.dumps({"prompt": f"p {i}", "chosen": f"yes {i}", "rejected": "no"}) for i in range(80)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match=r"rollout.transfer: .*do not go over a group"):
+        resolve("pairs", [f"data.path={tmp_path / 'pairs.jsonl'}", *served, "rollout.transfer=group"], quick=True)
 
 
 def test_where_a_server_stands_is_no_part_of_a_runs_identity() -> None:

@@ -49,6 +49,7 @@ def resolve(target: str, overrides: Sequence[str], quick: bool) -> tuple[str, di
     if "sft" not in sections["study"].arms:
         sections["study"] = sections["study"].model_copy(update={"arms": ("sft", *sections["study"].arms)})
     sections["model"] = _found(sections["model"])
+    _check_transfer(sections)
     sections["reward"] = _found_reward(sections)
     task = make_task(name, sections)
     sections["study"] = _study_of(task, sections["study"])
@@ -241,6 +242,20 @@ def _check_rollout(sections: dict[str, Any]) -> None:
     if wrong:
         field, reason, remedy = wrong
         raise InputError(reason, where="settings", field=f"rollout.{field}", remedy=remedy)
+
+
+def _check_transfer(sections: Mapping[str, Any]) -> None:
+    """Weights go over a group by the names that our own decoder has for them."""
+    path = sections["model"].path
+    if sections["rollout"].transfer == "files" or not path:
+        return
+    from trueline.models.checkpoints import Stored
+
+    if not Stored.has(Path(path)):
+        raise InputError(
+            "weights of this architecture do not go over a group", where=path, field="rollout.transfer",
+            remedy="rollout.transfer=files",
+        )  # fmt: skip
 
 
 def _changed(section: Section) -> set[str]:

@@ -117,10 +117,7 @@ class VllmEngine:
 
     def _send(self, policy: Decoder, weights: Iterable[tuple[str, Tensor]]) -> None:
         if not isinstance(policy, Decoder):
-            raise InputError(
-                "weights of this architecture do not go over a group", where="settings", field="rollout.transfer",
-                remedy="rollout.transfer=files",
-            )  # fmt: skip
+            raise TypeError(f"{type(policy).__name__}: weights of this architecture do not go over a group")
         if self._group is None:
             self._group = WeightGroup(self.server, policy.head.weight.device)
         wire = [

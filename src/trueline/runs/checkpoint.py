@@ -15,7 +15,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +70,10 @@ class ModuleState:
     def state(self) -> State:
         return {name: tensor.detach() for name, tensor in self.module.state_dict().items()}, {}
 
-    def place(self, name: str) -> Tensor | None:
-        """The tensor of that name: one that lies in parts is filled in place."""
-        return self.module.state_dict().get(name)
+    def places(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of those names: what lies in parts is filled in place."""
+        own = self.module.state_dict()
+        return {name: own[name] for name in names if name in own}
 
     def load(self, state: State) -> None:
         put(self.module, state[0])
@@ -88,11 +89,14 @@ class OptimizerState:
         held = self.optimizer.state_dict()["state"]
         return {f"{i}.{name}": tensor for i, slot in held.items() for name, tensor in slot.items()}, {}
 
-    def place(self, name: str) -> Tensor | None:
-        """A tensor that lies as the parameter does that the name's moments belong to; None for its count of steps."""
-        index, what = name.split(".", 1)
-        parameters = self.optimizer.param_groups[0]["params"]
-        return None if what == "step" else torch.empty_like(parameters[int(index)], requires_grad=False)
+    def places(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """For each name of moments a tensor that lies as their parameter does; none for counts of steps."""
+        parameters, made = self.optimizer.param_groups[0]["params"], {}
+        for name in names:
+            index, what = name.split(".", 1)
+            if what != "step":
+                made[name] = torch.empty_like(parameters[int(index)], requires_grad=False)
+        return made
 
     def load(self, state: State) -> None:
         held: dict[int, dict[str, Tensor]] = {}
@@ -294,12 +298,14 @@ def _tensors(path: Path, name: str, registry: Mapping[str, Stateful]) -> dict[st
     there, or made to lie so; others are whole."""
     if not (path / name).is_dir():
         return load_file(path / f"{name}.safetensors")
-    into = {}
-    for key, (size, dtype) in parts.layout(path / name).items():
-        owner, _, own = key.partition("/")
-        place = getattr(registry.get(owner), "place", lambda _: None)(own)
-        in_parts = place is not None and hasattr(place, "to_local")
-        into[key] = place if in_parts else torch.empty(size, dtype=dtype)
+    found = parts.layout(path / name)
+    into = {key: torch.empty(size, dtype=dtype, device="meta") for key, (size, dtype) in found.items()}
+    for owner, item in registry.items():
+        if isinstance(item, ModuleState | OptimizerState):
+            prefix = f"{owner}/"
+            held = item.places([key.removeprefix(prefix) for key in found if key.startswith(prefix)])
+            into |= {prefix + key: tensor for key, tensor in held.items() if hasattr(tensor, "to_local")}
+    into = {key: torch.empty_like(t, device="cpu") if t.is_meta else t for key, t in into.items()}
     parts.load(path / name, into, current())
     return into
 
