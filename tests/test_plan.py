@@ -127,8 +127,8 @@ def test_what_cannot_be_planned(arguments, reason, tmp_path) -> None:
 @pytest.mark.nightly
 @pytest.mark.integration
 def test_flops_and_memory_are_near_what_a_run_takes(tmp_path) -> None:
-    """Rates from a short run; of a run of four times the steps memory is foretold within 15% and FLOPs within 10%. Its
-    seconds are shown beside the plan's and not asserted: a busy machine is no fault of the plan."""
+    """Rates from a short run; of a run of four times the steps memory is foretold within 15%, FLOPs within 10% (PPO 30).
+    Its seconds are shown beside the plan's and not asserted: a busy machine is no fault of the plan."""
     few = ("dialogue", "--seeds", "0", "train.workers=1", "world.demonstrations=1600", "world.pairs=400")
     short = trueline("ppo", *few, "ppo.steps=3", "-o", "short", cwd=tmp_path)
     assert short.returncode == 0, short.stderr
@@ -142,6 +142,7 @@ def test_flops_and_memory_are_near_what_a_run_takes(tmp_path) -> None:
         clock = json.loads((cell.parent / "clock.json").read_text())["own"]
         if method in ("sft", "ppo"):
             cost = json.loads((cell.parent / "cost.json").read_text())["own"]
-            assert plan[method]["flops"] == pytest.approx(cost["flops"], rel=0.1), method
+            # PPO's responses grow while it learns, and those of the short run are its first ones
+            assert plan[method]["flops"] == pytest.approx(cost["flops"], rel=0.1 if method == "sft" else 0.3), method
             print(f"{method}: {plan[method]['seconds']:.1f} s planned, {clock['seconds']:.1f} s taken")
             assert plan[method]["memory"]["gib"] * 2**30 == pytest.approx(clock["peak_memory_bytes"], rel=0.15)

@@ -126,11 +126,11 @@ def test_a_method_that_runs_out_of_memory_trains_the_same_model(method, tiny_wor
 @pytest.mark.integration
 def test_a_model_that_is_lent_is_the_same_model_and_is_not_kept(tiny_world, tmp_path, monkeypatch) -> None:
     stage = tiny_world.stage("ppo", tmp_path / "stage")
-    kept = policies.Lent(stage, lambda: policies.load_policy(stage, "sft"))
+    kept = policies.lent_policy(stage, "sft")
     with kept.here() as one, kept.here() as other:
         assert one is other  # a small one stays
     monkeypatch.setattr(policies, "LENT_FROM", 0)
-    lent = policies.Lent(stage, lambda: policies.load_policy(stage, "sft"))
+    lent = policies.lent_policy(stage, "sft")
     with lent.here() as one, lent.here() as other:
         assert one is not other and fingerprint(one) == fingerprint(other) == fingerprint(kept._kept)
     held = weakref.ref(one)

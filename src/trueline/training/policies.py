@@ -27,6 +27,7 @@ from trueline.training.stage import Stage
 
 __all__ = [
     "Lent",
+    "lent_policy",
     "lent_reward_model",
     "load_policy",
     "load_reward_model",
@@ -117,6 +118,11 @@ class Lent(Generic[Model]):
         else:
             yield self._kept.to(self._stage.device)
             self._kept.to("cpu")
+
+
+def lent_policy(stage: Stage, name: str) -> Lent[Decoder]:
+    """The final policy of an input cell, lent."""
+    return Lent(stage, lambda: load_policy(stage, name))
 
 
 def load_start(stage: Stage) -> Decoder:

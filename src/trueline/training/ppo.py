@@ -32,7 +32,7 @@ from trueline.runs.checkpoint import ModuleState, OptimizerState
 from trueline.training.experience import Experience, collect, kl_metrics, over_rows
 from trueline.training.feedback import Feedback, reward_source
 from trueline.training.policies import (
-    Lent,
+    lent_policy,
     load_policy,
     load_reward_model,
     load_start,
@@ -139,7 +139,7 @@ def train(config: Config, stage: Stage) -> None:
     moves = config.ema_eta > 0 or config.reference != "sft"
     if config.reference != "sft":
         reference = load_start(stage)
-    original = Lent(stage, lambda: load_policy(stage, "sft")) if moves else None
+    original = lent_policy(stage, "sft") if moves else None
     score = reward_source(stage, config.feedback)
     critic = _critic(config, stage, policy)
     # 2. Everything that changes while training, registered.
