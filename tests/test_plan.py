@@ -127,7 +127,7 @@ def test_what_cannot_be_planned(arguments, reason, tmp_path) -> None:
 @pytest.mark.nightly
 @pytest.mark.integration
 def test_flops_and_memory_are_near_what_a_run_takes(tmp_path) -> None:
-    """Rates from a short run; of a run of four times the steps memory is foretold within 15%, FLOPs within 10% (PPO 30).
+    """Rates from a short run; of one of four times the steps memory is foretold within 15%, FLOPs within 10% (PPO 30).
     Its seconds are shown beside the plan's and not asserted: a busy machine is no fault of the plan."""
     few = ("dialogue", "--seeds", "0", "train.workers=1", "world.demonstrations=1600", "world.pairs=400")
     short = trueline("ppo", *few, "ppo.steps=3", "-o", "short", cwd=tmp_path)
