@@ -34,6 +34,8 @@ def shard(model: Model, world: World, rows: Rows | None = None) -> Model:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 
+    if rows is not None:
+        _place_buffers(model, world)
     model._empty = (emptied(model),)  # in a tuple: no submodule
     mesh = init_device_mesh(world.device.type, (world.size,))
     for layer in _layers(model):
@@ -51,7 +53,7 @@ def shard(model: Model, world: World, rows: Rows | None = None) -> Model:
 
 @torch.no_grad()
 def _fill(model: nn.Module, world: World, rows: Rows) -> None:
-    """Give a model in parts that lie on no device their numbers, and its buffers a place."""
+    """Give a model in parts that lie on no device their numbers."""
     from torch.distributed.tensor import DTensor
 
     made: dict[int, nn.Parameter] = {}
@@ -66,12 +68,16 @@ def _fill(model: nn.Module, world: World, rows: Rows) -> None:
             )
             made[id(tensor)] = nn.Parameter(placed, requires_grad=tensor.requires_grad)
         state[name] = made[id(tensor)]
+    model.load_state_dict(state, assign=True)
+
+
+def _place_buffers(model: nn.Module, world: World) -> None:
+    """Bring the buffers of a model without weights to the device; they are made where it is made."""
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = buffer.to(world.device)
             if name not in module._non_persistent_buffers_set:
                 raise ValueError(f"{name}: a buffer whose numbers are stored has none here")
-    model.load_state_dict(state, assign=True)
+            module._buffers[name] = buffer.to(world.device)
 
 
 def is_sharded(model: nn.Module) -> bool:
