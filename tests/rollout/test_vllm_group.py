@@ -99,7 +99,7 @@ def test_workers_that_do_not_come(monkeypatch) -> None:
 
 
 @pytest.mark.integration
-@pytest.mark.parametrize("transfer", ["group", "files"])
+@pytest.mark.parametrize("transfer", ["group", pytest.param("files", marks=pytest.mark.nightly)])
 def test_a_policy_in_parts_goes_over_tensor_by_tensor(transfer, tiny_world, tmp_path) -> None:
     """Two processes that train one policy hand it to a server; the steps are those of one process that does."""
     from trueline.models.checkpoints import load_decoder
