@@ -75,7 +75,7 @@ def plan(name: str, sections: dict[str, Any], given: Given, out: Path | None, co
     return record
 
 
-_BASE = 320 * 2.0**20
+_BASE = 300 * 2.0**20
 """Bytes of a worker on a CPU before it trains: torch, the task, its tokenizer; measured."""
 
 
