@@ -182,5 +182,5 @@ def test_a_disk_that_is_full_for_one_process_fails_all_and_loses_nothing(fault, 
 
 def test_a_process_that_dies_while_all_write(tmp_path) -> None:
     processes = start_all(2, _saving, str(tmp_path / "checkpoints"), str(tmp_path / "digest"), "death")
-    assert join_all(processes, 30) == [0, 9]
+    assert join_all(processes, 60) == [0, 9]
     assert checkpoint.latest_step(tmp_path / "checkpoints") == 1

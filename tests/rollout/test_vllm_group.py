@@ -68,7 +68,7 @@ def test_workers_that_fail_on_the_way_end_the_run_at_once(limit) -> None:
     with ProtocolServer(make_decoder(SHAPE, 9), limit=limit) as server, _engine(server) as engine:
         with pytest.raises(RunError, match=r"HTTP 500 .*no room for more weights"):
             engine.load_weights(make_decoder(SHAPE, 1), 1)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 15
 
 
 def test_a_server_without_a_receiver(monkeypatch) -> None:
@@ -78,7 +78,7 @@ def test_a_server_without_a_receiver(monkeypatch) -> None:
         with pytest.raises(InputError, match=r"takes no weights over a group.*worker-extension-cls") as told:
             engine.load_weights(make_decoder(SHAPE, 1), 1)
         assert told.value.field == "rollout.transfer"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
 
 
 @pytest.mark.parametrize("ranks", [(0, 0), (1,), (0, 2)])
@@ -95,7 +95,7 @@ def test_workers_that_do_not_come(monkeypatch) -> None:
         monkeypatch.setattr(server.worker, "trueline_join", lambda **arguments: None)
         with pytest.raises(RunError, match="did not come"):
             engine.load_weights(make_decoder(SHAPE, 1), 1)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 15
 
 
 @pytest.mark.integration
