@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
+import random
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
-from tests.distributed.together import join_all, start_all
+from tests.distributed.together import join_all, run_together, start_all, together
+from tests.training.small import small
 
 from trueline.errors import RunError
 from trueline.models.decoder import DecoderConfig
@@ -184,3 +187,29 @@ def test_a_process_that_dies_while_all_write(tmp_path) -> None:
     processes = start_all(2, _saving, str(tmp_path / "checkpoints"), str(tmp_path / "digest"), "death")
     assert join_all(processes, 60) == [0, 9]
     assert checkpoint.latest_step(tmp_path / "checkpoints") == 1
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("method", ["dpo", "ppo"])
+def test_two_processes_that_are_killed_again_and_again_come_to_the_same_end(method, tiny_world, tmp_path) -> None:
+    """Killed around the writing of every checkpoint: what is left is gone on from, to the same bits."""
+    settings, more = small(method), {"max_steps": 8, "snapshots": 8, "double": False}
+    run_together(2, method, tmp_path / "whole", tiny_world, settings, **more)
+    cells = {name: str(cell) for name, cell in tiny_world.cells.items() if name != method}
+    killed, draw, found, half = tmp_path / "killed", random.Random(method), [], 0
+    while len(found) < 14 and not (killed / "done.json").exists():
+        before = set((killed / "checkpoints").glob("*"))
+        processes = together(2, method, killed, str(tiny_world.base), cells, settings, **more)
+        while set((killed / "checkpoints").glob("*")) <= before and all(p.exitcode is None for p in processes):
+            time.sleep(0.001)
+        time.sleep(draw.choice([0, 0, 0.02, 0.05, 0.2]))
+        for process in processes:
+            process.kill()
+        join_all(processes)
+        half += any((killed / "checkpoints").glob(".tmp*"))
+        found.append(checkpoint.latest_step(killed / "checkpoints"))
+    run_together(2, method, killed, tiny_world, settings, **more)
+    assert len(found) > 3 and half > 0, (found, half)
+    for name in ("metrics.jsonl", "samples.jsonl", "model/model.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (killed / name).read_bytes(), name
+    print(f"{method}: {len(found)} kills, {half} of them within a checkpoint")
