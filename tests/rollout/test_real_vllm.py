@@ -1,4 +1,4 @@
-"""The real vLLM, where TRUELINE_TEST_VLLM names its command (docs/distributed.md says how to install it for a CPU)."""
+"""The real vLLM, where TRUELINE_TEST_VLLM names its command (docs/vllm.md says how to install it for a CPU)."""
 
 from __future__ import annotations
 
