@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +97,16 @@ def test_workers_that_do_not_come(monkeypatch) -> None:
         with pytest.raises(RunError, match="did not come"):
             engine.load_weights(make_decoder(SHAPE, 1), 1)
     assert time.monotonic() - began < 15
+
+
+def test_a_server_that_hangs_does_not_hold_the_process(monkeypatch) -> None:
+    monkeypatch.setattr("trueline.rollout.vllm_group._SECONDS", 1.0)
+    before = set(threading.enumerate())
+    with ProtocolServer(make_decoder(SHAPE, 9)) as server, _engine(server) as engine:
+        monkeypatch.setattr(server.worker, "trueline_join", lambda **arguments: time.sleep(9))
+        with pytest.raises(RunError, match="did not come"):
+            engine.load_weights(make_decoder(SHAPE, 1), 1)
+        assert all(thread.daemon for thread in set(threading.enumerate()) - before)
 
 
 @pytest.mark.integration

@@ -138,7 +138,7 @@ def _made(model: Model, low: frozenset[str], *, here: bool, device: str | None =
             state[name] = tensor if device is None else tensor.to(device)
     if not here:
         return None
-    made = copy.deepcopy(model._empty[0]) if is_sharded(model) else emptied(model)
+    made = emptied(model)
     made.load_state_dict(state, assign=True)
     if getattr(model.config, "tied", False) and "head.weight" not in low:
         made.head.weight = made.trunk.embed.weight
@@ -147,7 +147,10 @@ def _made(model: Model, low: frozenset[str], *, here: bool, device: str | None =
 
 
 def emptied(model: Model) -> Model:
-    """A copy without weights: their places on no device; buffers as they are. No weight is copied on the way."""
+    """A copy in one piece without weights: their places on no device; buffers as they are. No weight is copied on the
+    way."""
+    if is_sharded(model):
+        return copy.deepcopy(model._empty[0])
     places = {
         id(held): nn.Parameter(torch.empty_like(held, device="meta"), requires_grad=held.requires_grad)
         for held in model.parameters()

@@ -99,16 +99,14 @@ class VllmEngine:
 
         Raises NumericsError where the server does not hold the weights afterwards.
         """
-        self.hand_over(policy, version, probe_logprobs(policy))
+        self.hand_over(policy, version, probe_logprobs(policy), policy.state_dict().items())
 
-    def hand_over(
-        self, policy: Decoder, version: int, own: Tensor, weights: Iterable[tuple[str, Tensor]] | None = None
-    ) -> None:
+    def hand_over(self, policy: Decoder, version: int, own: Tensor, weights: Iterable[tuple[str, Tensor]]) -> None:
         """The same where `own` are the policy's `probe_logprobs`, and `weights` its tensors as they are put together:
-        over a group the policy may lie in parts among processes, as files it must not."""
+        over a group the policy may lie in parts among processes, as files, which need no `weights`, it must not."""
         self._wake()
         if self._by_group:
-            self._send(policy, weights if weights is not None else policy.state_dict().items())
+            self._send(policy, weights)
         else:
             self._write(policy, version)
         self.version, self._vocabulary = version, policy.config.vocab_size

@@ -6,17 +6,19 @@ goes over as soon as it is there: the policy need not lie in one piece anywhere.
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from trueline.errors import InputError, RunError
-from trueline.rollout.inside.trueline_receiver import address_towards, meet
+from trueline.rollout.inside.trueline_receiver import address_towards, from_trainer, meet
 from trueline.rollout.vllm_client import VllmServer
 
 __all__ = ["WeightGroup", "Wire"]
@@ -35,7 +37,6 @@ class WeightGroup:
 
     def __init__(self, server: VllmServer, device: torch.device) -> None:
         self._server, self._device = server, device
-        self._pool = ThreadPoolExecutor(1)
         try:
             ranks = sorted(server.workers("trueline_rank", {}, read=int))
         except RunError as error:
@@ -51,8 +52,7 @@ class WeightGroup:
             host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=_SECONDS)
         )
         size = 1 + len(ranks)
-        told = self._pool.submit(
-            server.workers,
+        told = self._asked(
             "trueline_join",
             {
                 "host": host, "port": self._store.port, "size": size, "backend": self._backend, "seconds": _SECONDS,
@@ -66,14 +66,12 @@ class WeightGroup:
 
     def send(self, wire: Wire, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Hand over tensors that come in the order of `wire`."""
-        told = self._pool.submit(self._server.workers, "trueline_receive", {"weights": [list(w) for w in wire]})
-        options = dist.BroadcastOptions()
-        options.rootRank, options.rootTensor = 0, 0
+        told = self._asked("trueline_receive", {"weights": [list(w) for w in wire]})
         try:
             for (name, dtype, shape), (own, tensor) in zip(wire, tensors, strict=True):
                 if (own, tuple(tensor.shape)) != (name, tuple(shape)):
                     raise ValueError(f"{own} {tuple(tensor.shape)} in the place of {name} {tuple(shape)}")
-                sent = self._group.broadcast([tensor.to(self._device, getattr(torch, dtype)).contiguous()], options)
+                sent = from_trainer(self._group, tensor.to(self._device, getattr(torch, dtype)).contiguous())
                 while not sent.is_completed():
                     if told.done():
                         told.result()
@@ -83,6 +81,19 @@ class WeightGroup:
             told.result()
         except RuntimeError as error:
             raise self._lost("the workers are lost while weights go over", error, told) from None
+
+    def _asked(self, method: str, arguments: Mapping[str, Any]) -> Future:
+        """What the workers answer, once they do. The end of this process does not wait for it, as a pool's would."""
+        told: Future = Future()
+
+        def ask() -> None:
+            try:
+                told.set_result(self._server.workers(method, arguments))
+            except BaseException as error:
+                told.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        return told
 
     def _lost(self, what: str, error: Exception, told: Future) -> RunError:
         """What the server says of it where it says something; else the group's error."""
@@ -99,5 +110,4 @@ class WeightGroup:
 
     def close(self) -> None:
         """Leave the group; nothing more is sent."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
         self._group = self._store = None

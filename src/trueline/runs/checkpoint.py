@@ -71,9 +71,9 @@ class ModuleState:
         return {name: tensor.detach() for name, tensor in self.module.state_dict().items()}, {}
 
     def places(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The tensors of those names: what lies in parts is filled in place."""
+        """Of the tensors of those names the ones that lie in parts: they are filled in place."""
         own = self.module.state_dict()
-        return {name: own[name] for name in names if name in own}
+        return {name: own[name] for name in names if name in own and hasattr(own[name], "to_local")}
 
     def load(self, state: State) -> None:
         put(self.module, state[0])
@@ -90,11 +90,11 @@ class OptimizerState:
         return {f"{i}.{name}": tensor for i, slot in held.items() for name, tensor in slot.items()}, {}
 
     def places(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """For each name of moments a tensor that lies as their parameter does; none for counts of steps."""
+        """For each name of moments of a parameter in parts a tensor that lies as it does; none for counts of steps."""
         parameters, made = self.optimizer.param_groups[0]["params"], {}
         for name in names:
             index, what = name.split(".", 1)
-            if what != "step":
+            if what != "step" and hasattr(parameters[int(index)], "to_local"):
                 made[name] = torch.empty_like(parameters[int(index)], requires_grad=False)
         return made
 
@@ -108,7 +108,8 @@ class OptimizerState:
 
 @torch.no_grad()
 def put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Load tensors into a module: whole ones, of which a module in parts takes its own, or parts like its own."""
+    """Load whole tensors into a module, into this process's parts where it lies in parts. Tensors in parts are the
+    module's own, of its `places`, and filled already."""
     own = module.state_dict()
     if not any(hasattr(tensor, "to_local") for tensor in own.values()):
         module.load_state_dict(dict(tensors))
@@ -119,13 +120,12 @@ def put(module: nn.Module, tensors: Mapping[str, Tensor]) -> None:
         raise RuntimeError(f"the checkpoint holds other tensors: {sorted(set(own) ^ set(tensors))[:4]}")
     for name, target in own.items():
         value = tensors[name]
-        if value is target:
+        if isinstance(value, DTensor):
             continue
         value = value.to(target.device, target.dtype)
-        if isinstance(target, DTensor) and not isinstance(value, DTensor):
-            value = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
         if isinstance(target, DTensor):
-            target.to_local().copy_(value.to_local())
+            part = distribute_tensor(value, target.device_mesh, target.placements, src_data_rank=None)
+            target.to_local().copy_(part.to_local())
         else:
             target.copy_(value)
 
@@ -299,13 +299,13 @@ def _tensors(path: Path, name: str, registry: Mapping[str, Stateful]) -> dict[st
     if not (path / name).is_dir():
         return load_file(path / f"{name}.safetensors")
     found = parts.layout(path / name)
-    into = {key: torch.empty(size, dtype=dtype, device="meta") for key, (size, dtype) in found.items()}
+    into: dict[str, Tensor] = {}
     for owner, item in registry.items():
         if isinstance(item, ModuleState | OptimizerState):
             prefix = f"{owner}/"
             held = item.places([key.removeprefix(prefix) for key in found if key.startswith(prefix)])
-            into |= {prefix + key: tensor for key, tensor in held.items() if hasattr(tensor, "to_local")}
-    into = {key: torch.empty_like(t, device="cpu") if t.is_meta else t for key, t in into.items()}
+            into |= {prefix + key: tensor for key, tensor in held.items()}
+    into |= {key: torch.empty(size, dtype=dtype) for key, (size, dtype) in found.items() if key not in into}
     parts.load(path / name, into, current())
     return into
 

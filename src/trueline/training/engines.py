@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trueline.data.chat import ChatTokenizer
 from trueline.distributed.settings import ClusterSettings
-from trueline.distributed.sharding import each_whole, is_sharded, whole, whole_for_leader
+from trueline.distributed.sharding import each_whole, whole, whole_for_leader
 from trueline.distributed.world import World
 from trueline.errors import RunError
 from trueline.models.decoder import Decoder
@@ -82,17 +82,13 @@ class Engines:
         self._version += 1
         if self._world.leads:
             self._served = self._served or self._taken()
-        own, in_parts = probe_logprobs(policy), is_sharded(policy)
-        if in_parts and self.settings.transfer == "group":
-            weights = each_whole(policy)
-            if self._served is None:
-                deque(weights, maxlen=0)
-            else:
-                self._served.hand_over(policy, self._version, own, weights)
+        own, held, weights = probe_logprobs(policy), policy, each_whole(policy)
+        if self.settings.transfer == "files":
+            held, weights = whole_for_leader(policy, self._world), iter(())
+        if self._served is not None:
+            self._served.hand_over(held, self._version, own, weights)
         else:
-            held = whole_for_leader(policy, self._world)
-            if self._served is not None:
-                self._served.hand_over(held, self._version, own)
+            deque(weights, maxlen=0)  # every process takes part in putting them together
         return LedEngine(self._served, self._world) if self._world.size > 1 else self._served
 
     def _taken(self) -> VllmEngine:

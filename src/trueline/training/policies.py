@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from trueline.distributed.sharding import is_sharded, part, whole_for_leader
+from trueline.distributed.sharding import emptied, is_sharded, part, whole_for_leader
 from trueline.errors import InputError
 from trueline.models.adapters import Quantize, fresh_adapter
 from trueline.models.checkpoints import Stored, load_decoder, load_scalar, save_model
@@ -84,7 +83,7 @@ def scalar_of(stage: Stage, source: Decoder | ScalarModel, *, bias: bool, keep_h
             return held[name].clone()  # parts of equal weights are the same rows
         return torch.zeros(max(0, stop - start), *shapes[name][1:])
 
-    model = ScalarModel(source.config, bias=bias, trunk=copy.deepcopy(source._empty[0].trunk))
+    model = ScalarModel(source.config, bias=bias, trunk=emptied(source).trunk)
     model.score.to(next(source.parameters()).dtype).to("meta")
     shapes = {name: tensor.shape for name, tensor in model.named_parameters()}
     return stage.placed(model, rows)
@@ -105,16 +104,17 @@ class Lent(Generic[Model]):
         self._kept: Model | None = read()
         self.config, self.parameter_count = self._kept.config, self._kept.parameter_count
         self.stays = 4 * self.parameter_count < LENT_FROM or stage.world.size > 1
-        if not self.stays:
-            self._kept = self._kept.to("cpu") if stage.device.type != "cpu" else None
+        if not self.stays and stage.device.type != "cpu":
+            self._kept = self._kept.to("cpu")
 
     @contextmanager
     def here(self) -> Iterator[Model]:
         """The model, for as long as it is needed."""
-        if self._kept is None:
-            yield self._read()
-        elif self.stays:
+        if self.stays:
             yield self._kept
+        elif self._stage.device.type == "cpu":
+            model, self._kept = self._kept, None  # the first time it was just read
+            yield self._read() if model is None else model
         else:
             yield self._kept.to(self._stage.device)
             self._kept.to("cpu")

@@ -1,7 +1,8 @@
 """A vLLM worker's side of a hand-over of weights: a process group with the trainer, and what comes over it.
 
 This file runs in the server's environment, by itself: `vllm serve --worker-extension-cls trueline_receiver.Receiver`
-with its folder on PYTHONPATH. The trainer reads `meet` from it, so that both sides build the group alike.
+with its folder on PYTHONPATH. The trainer reads `meet` and
+`from_trainer` from it, so that both sides do alike.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-__all__ = ["Receiver", "address_towards", "meet"]
+__all__ = ["Receiver", "address_towards", "from_trainer", "meet"]
 
 
 def address_towards(host: str, port: int) -> str:
@@ -35,6 +36,13 @@ def meet(store: dist.Store, rank: int, size: int, backend: str, own: str, second
     options._devices = [dist.ProcessGroupGloo.create_device(hostname=own)]
     options._timeout = timedelta(seconds=seconds)
     return dist.ProcessGroupGloo(store, rank, size, options)
+
+
+def from_trainer(group: Any, tensor: torch.Tensor) -> Any:
+    """The broadcast of a tensor by rank 0, under way: to be waited for."""
+    options = dist.BroadcastOptions()
+    options.rootRank, options.rootTensor = 0, 0
+    return group.broadcast([tensor], options)
 
 
 class Receiver:
@@ -65,7 +73,5 @@ class Receiver:
     def _trueline_incoming(self, weights: Sequence[Sequence[Any]]) -> Iterator[tuple[str, torch.Tensor]]:
         for name, dtype, shape in weights:
             tensor = torch.empty(tuple(shape), dtype=getattr(torch, dtype), device=self._trueline_device)
-            options = dist.BroadcastOptions()
-            options.rootRank, options.rootTensor = 0, 0
-            self._trueline.broadcast([tensor], options).wait()
+            from_trainer(self._trueline, tensor).wait()
             yield name, tensor
