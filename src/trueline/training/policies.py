@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -66,10 +66,15 @@ def load_policy(stage: Stage, name: str) -> Decoder:
 
 def policy_in(stage: Stage, folder: Path) -> Decoder:
     """The policy in a folder, an adapter's base held as the settings say."""
-    if stage.world.size > 1 and Stored.has(folder):
-        stored = Stored(folder, "policy")
-        return stage.placed(stored.model, stored.rows)
-    return stage.placed(load_decoder(folder, quantize=_quantize(stage)))
+    return _in_parts(stage, folder, "policy") or stage.placed(load_decoder(folder, quantize=_quantize(stage)))
+
+
+def _in_parts(stage: Stage, folder: Path, kind: Literal["policy", "reward"]) -> Decoder | ScalarModel | None:
+    """The model in a folder, of which each process reads its part; None where it is read whole first."""
+    if stage.world.size == 1 or not Stored.has(folder):
+        return None
+    stored = Stored(folder, kind)
+    return stage.placed(stored.model, stored.rows)
 
 
 def scalar_of(stage: Stage, source: Decoder | ScalarModel, *, bias: bool, keep_head: bool = False) -> ScalarModel:
@@ -140,31 +145,30 @@ def load_start(stage: Stage) -> Decoder:
 def load_reward_model(stage: Stage, name: str = "reward") -> tuple[ScalarModel, dict[str, float]]:
     """The reward model of an input cell, with the mean and standard deviation of its scores on SFT samples."""
     model = read_reward_model(stage, name)
-    _ask_scored(stage, name, model)
-    return model, read_json(stage.inputs[name] / "reward_model" / "calibration.json")
+    return model, _calibration(stage, name, model)
 
 
 def lent_reward_model(stage: Stage, name: str = "reward") -> tuple[Lent[ScalarModel], dict[str, float]]:
     """The same, lent."""
     lent = Lent(stage, lambda: read_reward_model(stage, name))
     with lent.here() as model:
-        _ask_scored(stage, name, model)
-    return lent, read_json(stage.inputs[name] / "reward_model" / "calibration.json")
+        return lent, _calibration(stage, name, model)
 
 
 def read_reward_model(stage: Stage, name: str) -> ScalarModel:
     """Its weights alone."""
     folder = stage.inputs[name] / "reward_model"
-    if stage.world.size > 1 and Stored.has(folder):
-        stored = Stored(folder, "reward")
-        return stage.placed(stored.model, stored.rows)
-    return stage.placed(load_scalar(folder, bias=False, quantize=_quantize(stage)))
+    return _in_parts(stage, folder, "reward") or stage.placed(
+        load_scalar(folder, bias=False, quantize=_quantize(stage))
+    )
 
 
-def _ask_scored(stage: Stage, name: str, model: ScalarModel) -> None:
+def _calibration(stage: Stage, name: str, model: ScalarModel) -> dict[str, float]:
+    """The scale of its scores, once it scored its examples as it did when it was trained (a gate)."""
     folder = stage.inputs[name] / "reward_model"
     if (folder / "examples.json").exists():
         scored_gate(stage, model, folder)
+    return read_json(folder / "calibration.json")
 
 
 def save_policy(stage: Stage, policy: Decoder) -> None:
