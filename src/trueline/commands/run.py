@@ -15,6 +15,7 @@ from trueline.commands.screen import Screen, show_arms
 from trueline.distributed.started import is_leader, processes
 from trueline.errors import InputError
 from trueline.models import kernels
+from trueline.runs import stopping
 from trueline.runs.cell import read_json
 from trueline.study.design import Design, Node, nodes_of_stage, nodes_of_study, nodes_of_trials, variants
 from trueline.study.execute import Executor
@@ -88,7 +89,11 @@ def _held(directory: Path, identity: Identity, command: str, sections: Mapping[s
         )  # fmt: skip
     with claim(directory, identity, command) if world.leads else nullcontext():
         world.meet()
-        yield
+        try:
+            yield
+        except stopping.Stopped:  # asked of all: none may end while its group's threads run
+            leave()
+            raise
         world.meet()
     leave()
 
