@@ -12,9 +12,12 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.distributed.together import join_all
+from tests.reliability.child import start
 from tests.reliability.test_workers import STAGE as LONG
 
 from program import ENVIRONMENT
+from trueline.errors import InputError
 
 pytestmark = pytest.mark.integration
 
@@ -104,6 +107,24 @@ def test_processes_that_want_different_things_say_so_once(tmp_path) -> None:
     assert (first.returncode, second.returncode) == (2, 2) and other == ""
     assert "the 2 processes do not run the same" in told and told.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_a_process_parts_from_the_others_also_after_an_error() -> None:
+    """One that does not aborts now and then at its exit: SIGABRT in place of its exit code."""
+    port = _port()
+    assert join_all([start(_fail_together, rank, port) for rank in range(2)]) == [7, 7]
+
+
+def _fail_together(rank: int, port: int) -> None:
+    import torch.distributed as dist
+
+    from trueline.distributed.world import current, together
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with pytest.raises(InputError), together() as world:
+        assert world.everyone(rank) == [0, 1]
+        raise InputError("settings", remedy="others")
+    sys.exit(7 if current().size == 1 and not dist.is_initialized() else 1)
 
 
 @pytest.mark.parametrize(

@@ -53,15 +53,14 @@ def join_all(processes: list[Any], seconds: float = 120) -> list[int]:
 def _process(rank: int, size: int, port: int, function: Any, *arguments: Any) -> None:
     import torch
 
-    from trueline.distributed.world import join, leave
+    from trueline.distributed.world import together
 
     os.environ |= {
         "RANK": str(rank), "WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     torch.set_num_threads(1)
-    join()
-    function(*arguments)
-    leave()
+    with together():
+        function(*arguments)
 
 
 def _training(method, directory, base, cells, settings, more) -> None:

@@ -15,7 +15,6 @@ from trueline.commands.screen import Screen, show_arms
 from trueline.distributed.started import is_leader, processes
 from trueline.errors import InputError
 from trueline.models import kernels
-from trueline.runs import stopping
 from trueline.runs.cell import read_json
 from trueline.study.design import Design, Node, nodes_of_stage, nodes_of_study, nodes_of_trials, variants
 from trueline.study.execute import Executor
@@ -72,30 +71,25 @@ def _held(directory: Path, identity: Identity, command: str, sections: Mapping[s
         return
     import torch
 
-    from trueline.distributed.world import join, leave
+    from trueline.distributed.world import together
 
     if sections["model"].lora_rank:
         raise InputError(
             "adapters are trained in one process", where="settings", field="model.lora_rank",
             remedy="leave it out, or start one process",
         )  # fmt: skip
-    world = join("cuda" if sections["train"].device != "cpu" and torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.size))
-    wanted = world.everyone((identity.digest, str(directory)))
-    if len(set(wanted)) > 1:
-        raise InputError(
-            f"the {world.size} processes do not run the same: {len(set(wanted))} kinds of settings or directories",
-            where="settings", remedy="start every process with the same command on the same files",
-        )  # fmt: skip
-    with claim(directory, identity, command) if world.leads else nullcontext():
-        world.meet()
-        try:
+    with together("cuda" if sections["train"].device != "cpu" and torch.cuda.is_available() else "cpu") as world:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.size))
+        wanted = world.everyone((identity.digest, str(directory)))
+        if len(set(wanted)) > 1:
+            raise InputError(
+                f"the {world.size} processes do not run the same: {len(set(wanted))} kinds of settings or directories",
+                where="settings", remedy="start every process with the same command on the same files",
+            )  # fmt: skip
+        with claim(directory, identity, command) if world.leads else nullcontext():
+            world.meet()
             yield
-        except stopping.Stopped:  # asked of all: none may end while its group's threads run
-            leave()
-            raise
-        world.meet()
-    leave()
+            world.meet()
 
 
 def _tune(task: Task, design: Design, directory: Path, console: Console) -> tuple[Design, dict[str, Any]]:

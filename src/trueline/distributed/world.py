@@ -21,7 +21,7 @@ from torch import Tensor
 from trueline.distributed.started import processes
 from trueline.errors import InputError, RunError
 
-__all__ = ["World", "alone", "current", "join", "leave", "losses_told"]
+__all__ = ["World", "alone", "current", "losses_told", "together"]
 
 Rows = TypeVar("Rows")
 _LOST = ("Connection closed", "Connection reset", "onnection refused", "peer", "NCCL", "Timed out", "unhandled system")
@@ -97,12 +97,32 @@ def current() -> World:
     return _world
 
 
-def join(device: str = "cpu") -> World:
-    """Meet the other processes, where there are any; NCCL on GPUs (one each), gloo on CPUs."""
+@contextmanager
+def together(device: str = "cpu") -> Iterator[World]:
+    """The other processes, where there are any, for as long as this lasts.
+
+    However it ends, this process parts from them before it ends itself: one whose group's threads still run at its
+    exit aborts now and then (5 of 60 over gloo), and SIGABRT takes the place of its exit code. Only NCCL is left as it
+    is after an error, because parting over it waits for those that are gone.
+    """
     global _world
+    if processes() == 1 or _world.size > 1:
+        yield _world
+        return
+    _world = _join(device)
+    orderly = False
+    try:
+        yield _world
+        orderly = True
+    finally:
+        held, _world = _world, _ALONE
+        if orderly or held.device.type == "cpu":
+            dist.destroy_process_group()
+
+
+def _join(device: str) -> World:
+    """Meet the other processes; NCCL on GPUs (one each), gloo on CPUs."""
     size = processes()
-    if size == 1 or _world.size > 1:
-        return _world
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
     if missing:
         raise InputError(
@@ -121,16 +141,7 @@ def join(device: str = "cpu") -> World:
         dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError, OSError) as error:
         raise RunError(f"the {size} processes do not find each other ({error}); is the port in use?") from None
-    _world = World(dist.get_rank(), size, place)
-    return _world
-
-
-def leave() -> None:
-    """Part from the others."""
-    global _world
-    if _world.size > 1:
-        _world = _ALONE
-        dist.destroy_process_group()
+    return World(dist.get_rank(), size, place)
 
 
 @contextmanager
