@@ -87,6 +87,7 @@ def main() -> None:
     on_gpu = work["device"] == "cuda"
     base = 0.0 if on_gpu else resident_mb()["resident_mb"]
     policy = load_decoder(Path(sys.argv[1]) / "model").to("cuda" if on_gpu else "cpu")
+    policy.trunk.precision = work["precision"]
     for parameter in policy.parameters():
         parameter.grad = torch.zeros_like(parameter)
     before = torch.cuda.memory_allocated() / 2**20 if on_gpu else resident_mb()["resident_mb"]

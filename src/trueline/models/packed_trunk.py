@@ -7,6 +7,7 @@ probabilities) is not kept; what is kept lies in one run of memory (`workspace`)
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import NamedTuple
 
 import torch
@@ -68,8 +69,6 @@ def packed_hidden(trunk: Trunk, packed: Packed) -> Tensor:
     parameters.append(trunk.norm.weight)
     # inside the function gradients are off, and its inputs ask for one under no_grad too
     keep = torch.is_grad_enabled() and any(p is not None and p.requires_grad for p in parameters)
-    if not keep:
-        workspace.release()
     run = _Run(trunk.config, packed, trunk.cos, trunk.sin, trunk.precision == "bf16", keep=keep)
     kept = _PackedTrunk.apply(run, *parameters)
     if len(packed.wanted) == len(packed.kept) and bool((packed.wanted.diff() == 1).all()):
@@ -81,20 +80,22 @@ class _PackedTrunk(torch.autograd.Function):
     @staticmethod
     def forward(ctx, run: _Run, *parameters: Tensor):
         embed, blocks, norm = parameters[0], _by_block(parameters), parameters[-1]
-        x = torch.index_select(embed, 0, run.packed.tokens, out=run.room[0].x if run.room else None)
+        x = torch.index_select(embed, 0, run.packed.tokens, out=run.room[0].x)
         for number, weights in enumerate(blocks):
             x = run.block(x, *weights, number=number)
         out, rstd = run.norm(x, norm, own=True)
-        if run.room:
+        if run.keep:
             ctx.run, ctx.last = run, (x, rstd)
             ctx.save_for_backward(*parameters)
+        else:
+            run.done()
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor):
         run: _Run = ctx.run
-        if not run.room:
+        if run.memory is None:
             raise RuntimeError("a second backward pass: the first one has overwritten what it kept")
         parameters, (x, rstd) = ctx.saved_tensors, ctx.last
         blocks = _by_block(parameters)
@@ -136,22 +137,23 @@ class _Scratch(NamedTuple):
     dnormed: Tensor
     dmiddle: Tensor
     dx: Tensor
+    low: Tensor
 
 
 class _Run:
     """One pass over one packed batch: what the steps of all blocks share.
 
-    `room` holds what each block keeps, and behind the last block the input of the last norm, while there is a backward
-    pass to come; it is empty where none will.
+    `room` holds what each block keeps for the backward pass, and behind the last block the input of the last norm;
+    where no backward pass will come, all blocks write over one another's.
     """
 
     def __init__(
         self, config: DecoderConfig, packed: Packed, cos: Tensor, sin: Tensor, low: bool = False, *, keep: bool = False
     ) -> None:
-        self.config, self.packed, self.cos, self.sin, self.low = config, packed, cos, sin, low
+        self.config, self.packed, self.cos, self.sin, self.low, self.keep = config, packed, cos, sin, low, keep
         self.lib, self.threads = kernels.library(), kernels.threads()
         self.rstds: list[tuple[Tensor, Tensor]] = []
-        self.memory, self.room, self.scratch = self._room() if keep else (None, [], None)
+        self.memory, self.room, self.scratch = self._room()
         shape = (config.num_heads, config.num_kv_heads, config.head_dim)
         self.families = packed.families(*shape, skip=False)
         self.last_families = packed.families(*shape, skip=True)
@@ -162,50 +164,68 @@ class _Run:
         width, inner, wide = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
         triple = wide + 2 * config.num_kv_heads * config.head_dim
         every, read = len(self.packed), len(self.packed.kept)
-        shapes: list[tuple[int, int]] = []
-        for number in range(layers):
-            rows = read if number == layers - 1 else every
-            shapes += [
+
+        def kept(rows: int) -> list[tuple[int, int]]:
+            return [
                 (every, width), (every, triple), (every, wide), (every, config.num_heads), (rows, width),
                 (rows, 2 * inner),
             ]  # fmt: skip
-        shapes += [(read, width), *[(every, n) for n in (inner, inner, triple, wide, *[width] * 4)]]
-        memory, views = workspace.lend(shapes)
-        per = len(_Kept._fields)
-        kept = [_Kept(*views[at : at + per]) for at in range(0, layers * per, per)]
-        last, *scratch = views[layers * per :]
-        return memory, [*kept, _Kept(last, *[last[:0]] * (per - 1))], _Scratch(*scratch)
 
-    def at(self, name: str, rows: int) -> Tensor | None:
-        """The first `rows` of that scratch; None where there is none."""
-        return getattr(self.scratch, name)[:rows] if self.scratch else None
+        blocks = [*[kept(every)] * (layers - 1), kept(read), [(read, width)]] if self.keep else [kept(every)]
+        there = (1, *[int(self.keep)] * 3, 1, *[int(self.keep)] * 3)
+        widths = (max(inner, width), max(inner, wide), triple, wide, *[width] * 4)
+        scratch = [(every * n * held,) for n, held in zip(widths, there)]
+        # one side of a product is `width` wide or `wide`, the other (or what comes out) at most the widest
+        widest = max(width, wide) + max(2 * inner, triple, width, wide)
+        low = workspace.floats_of_low(every * widest, pieces=2) if self.low else 0
+        memory, views = workspace.lend("trunk", [*chain(*blocks), *scratch, (low,)])
+        per, count = len(_Kept._fields), sum(map(len, blocks))
+        held = views[:count]
+        if self.keep:
+            held += [held[-1][:0]] * (per - 1)
+            room = [_Kept(*held[at : at + per]) for at in range(0, len(held), per)]
+        else:
+            one = _Kept(*held)
+            last = one._replace(middle=one.middle[:read], gate_up=one.gate_up[:read])
+            room = [*[one] * (layers - 1), last, one._replace(x=one.x[:read])]
+        return memory, room, _Scratch(*views[count:])
+
+    def at(self, name: str, rows: int, width: int) -> Tensor:
+        """That scratch as [rows, width]."""
+        return getattr(self.scratch, name)[: rows * width].view(rows, width)
 
     def done(self) -> None:
         """What was kept is not needed any more."""
-        workspace.give_back(self.memory)
+        workspace.give_back("trunk", self.memory)
         self.memory, self.room, self.scratch = None, [], None
 
-    def linear(self, x: Tensor, weight: Tensor, add: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-        """x W^T (+ add), in `out` where there is one."""
+    def linear(self, x: Tensor, weight: Tensor, out: Tensor, add: Tensor | None = None) -> Tensor:
+        """x W^T (+ add)."""
         if not self.low:
             return torch.mm(x, weight.t(), out=out) if add is None else torch.addmm(add, x, weight.t(), out=out)
-        product = x.bfloat16() @ weight.bfloat16().t()
-        if add is not None:
-            return torch.add(add, product, out=out)
-        return product.float() if out is None else out.copy_(product)
+        out.copy_(self._low_product(x, weight.bfloat16().t()))
+        return out if add is None else out.add_(add)
 
     def back(self, grad: Tensor, weight: Tensor, out: Tensor) -> Tensor:
         """The gradient of x."""
-        return out.copy_(grad.bfloat16() @ weight.bfloat16()) if self.low else torch.mm(grad, weight, out=out)
+        return out.copy_(self._low_product(grad, weight.bfloat16())) if self.low else torch.mm(grad, weight, out=out)
 
     def of_weight(self, grad: Tensor, x: Tensor) -> Tensor:
         """The gradient of W."""
-        return (grad.bfloat16().t() @ x.bfloat16()).float() if self.low else grad.t() @ x
+        if not self.low:
+            return grad.t() @ x
+        sides = workspace.low(self.scratch.low, grad.shape, x.shape)
+        return (sides[0].copy_(grad).t() @ sides[1].copy_(x)).float()
+
+    def _low_product(self, x: Tensor, factor: Tensor) -> Tensor:
+        """x times a bf16 factor, in bf16, until the next product. Allocated one by one, sides and products of this size
+        would leave the C library's heap with twice as much that is free as is ever used of it."""
+        side, product = workspace.low(self.scratch.low, x.shape, (len(x), factor.shape[1]))
+        return torch.mm(side.copy_(x), factor, out=product)
 
     def norm(self, x: Tensor, weight: Tensor, *, keep: bool = True, own: bool = False) -> tuple[Tensor, Tensor]:
         rows, width = x.shape
-        y, rstd = None if own else self.at("normed", rows), x.new_empty(rows if keep else 0)
-        y = torch.empty_like(x) if y is None else y
+        y, rstd = torch.empty_like(x) if own else self.at("normed", *x.shape), x.new_empty(rows if keep else 0)
         self.lib.rms_norm(
             pointer(x), pointer(weight), pointer(y), pointer(rstd) if keep else None, rows, width, self.config.norm_eps,
             self.threads,
@@ -216,7 +236,7 @@ class _Run:
         self, dy: Tensor, x: Tensor, rstd: Tensor, weight: Tensor, add: Tensor | None, into: str = ""
     ) -> tuple[Tensor, Tensor]:
         rows, width = x.shape
-        dx, partial = self.at(into, rows) if into else torch.empty_like(x), x.new_empty(-(-rows // _CHUNK), width)
+        dx, partial = self.at(into, *x.shape) if into else torch.empty_like(x), x.new_empty(-(-rows // _CHUNK), width)
         self.lib.rms_norm_backward(
             pointer(dy), pointer(x), pointer(rstd), pointer(weight), pointer(add), pointer(dx), pointer(partial), rows,
             width, self.threads,
@@ -234,31 +254,27 @@ class _Run:
         self, x, attention_norm, qkv_weight, qkv_bias, out_weight, mlp_norm, gate_up_weight, down_weight, *, number
     ) -> Tensor:
         last = number == self.config.num_layers - 1
-        own = self.room[number] if self.room else None
+        own = self.room[number]
         normed, rstd = self.norm(x, attention_norm)
-        qkv = self.linear(normed, qkv_weight, out=own and own.qkv)
+        qkv, attended = self.linear(normed, qkv_weight, own.qkv), own.attended
         if qkv_bias is not None:
             qkv += qkv_bias
         self.rotate(qkv, 1.0)
-        attended = own.attended if own else x.new_empty(len(x), self.config.num_heads * self.config.head_dim)
-        lse = own.lse if own else x.new_empty(len(x), self.config.num_heads)
         families = self.last_families if last else self.families
-        if self.lib.attention(pointer(qkv), pointer(attended), pointer(lse), families, self.threads):
+        if self.lib.attention(pointer(qkv), pointer(attended), pointer(own.lse), families, self.threads):
             raise MemoryError("attention: no memory for its working space")
         read, into = (attended, x)
         if last:  # from here on, only what is read
             read, into = attended.index_select(0, self.packed.kept), x.index_select(0, self.packed.kept)
-        middle = self.linear(read, out_weight, into, own and own.middle)
+        middle = self.linear(read, out_weight, own.middle, into)
         mlp_normed, mlp_rstd = self.norm(middle, mlp_norm)
-        gate_up = self.linear(mlp_normed, gate_up_weight, out=own and own.gate_up)
-        del normed, mlp_normed, qkv, attended, read, into  # not beside the product
-        if own:
-            self.rstds.append((rstd, mlp_rstd))
-        return self.linear(self.swiglu(gate_up), down_weight, middle, own and self.room[number + 1].x)
+        gate_up = self.linear(mlp_normed, gate_up_weight, own.gate_up)
+        self.rstds.append((rstd, mlp_rstd))
+        return self.linear(self.swiglu(gate_up), down_weight, self.room[number + 1].x, middle)
 
     def swiglu(self, gate_up: Tensor) -> Tensor:
         rows, width = gate_up.shape[0], gate_up.shape[1] // 2
-        act = self.at("inner", rows) if self.scratch else gate_up.new_empty(rows, width)
+        act = self.at("inner", rows, width)
         self.lib.swiglu(pointer(gate_up), pointer(act), rows, width, self.threads)
         return act
 
@@ -268,24 +284,27 @@ class _Run:
         last = number == self.config.num_layers - 1
         x, qkv, attended, lse, middle, gate_up = self.room[number]
         rstd, mlp_rstd = self.rstds[number]
-        rows = len(dout)
+        rows, inner = len(dout), down_weight.shape[1]
         # 1. The MLP: out = middle + swiglu(norm(middle) Wgu^T) Wd^T.
-        dact, act = self.back(dout, down_weight, self.at("inner", rows)), self.at("more_inner", rows)
+        dact, act = self.back(dout, down_weight, self.at("inner", rows, inner)), self.at("more_inner", rows, inner)
         dgate_up = gate_up  # becomes its own gradient
         self.lib.swiglu_backward(pointer(dgate_up), pointer(dact), pointer(act), *act.shape, self.threads)
         ddown = self.of_weight(dout, act)
         normed, _ = self.norm(middle, mlp_norm, keep=False)
         dgate_up_weight = self.of_weight(dgate_up, normed)
-        dnormed = self.back(dgate_up, gate_up_weight, self.at("dnormed", rows))
+        dnormed = self.back(dgate_up, gate_up_weight, self.at("dnormed", *middle.shape))
         dmiddle, dmlp_norm = self.norm_backward(dnormed, middle, mlp_rstd, mlp_norm, dout, "dmiddle")
         # 2. The attention: middle = x + attention(norm(x) Wqkv^T) Wo^T.
-        read = attended.index_select(0, self.packed.kept) if last else attended
-        dout_weight = self.of_weight(dmiddle, read)
-        dread, dresidual = self.back(dmiddle, out_weight, self.at("attended", rows)), dmiddle
+        spare, more = self.at("inner", *x.shape), self.at("more_inner", *attended.shape)
+        read = attended
         if last:
-            dread = torch.empty_like(attended).index_copy_(0, self.packed.kept, dread)
-            dresidual = torch.zeros_like(x).index_copy_(0, self.packed.kept, dmiddle)
-        dqkv = self.scratch.qkv
+            read = torch.index_select(attended, 0, self.packed.kept, out=more[:rows])
+        dout_weight = self.of_weight(dmiddle, read)
+        dread, dresidual = self.back(dmiddle, out_weight, self.at("attended", *read.shape)), dmiddle
+        if last:
+            dread = more.index_copy_(0, self.packed.kept, dread)
+            dresidual = spare.zero_().index_copy_(0, self.packed.kept, dmiddle)
+        dqkv = self.at("qkv", *qkv.shape)
         families = self.last_families if last else self.families
         if self.lib.attention_backward(
             pointer(qkv), pointer(attended), pointer(dread), pointer(lse), pointer(dqkv), families, self.threads
@@ -295,6 +314,6 @@ class _Run:
         normed, _ = self.norm(x, attention_norm, keep=False)
         dqkv_weight = self.of_weight(dqkv, normed)
         dbias = None if qkv_bias is None else dqkv.sum(0)
-        dnormed = self.back(dqkv, qkv_weight, self.at("dnormed", len(x)))
+        dnormed = self.back(dqkv, qkv_weight, self.at("dnormed", *x.shape))
         dx, dattention_norm = self.norm_backward(dnormed, x, rstd, attention_norm, dresidual, "dx")
         return dx, [dattention_norm, dqkv_weight, dbias, dout_weight, dmlp_norm, dgate_up_weight, ddown]

@@ -15,30 +15,50 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["give_back", "lend", "release", "trim"]
+__all__ = ["floats_of_low", "give_back", "lend", "low", "release", "trim", "views"]
 
 _ALIGNED = 16  # floats: a cache line
-_spare: list[Tensor] = []  # one at most
+_spare: dict[str, Tensor] = {}  # one at most for each use
 
 
-def lend(shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, list[Tensor]]:
+def lend(use: str, shapes: Sequence[tuple[int, ...]]) -> tuple[Tensor, list[Tensor]]:
     """The memory, and an uninitialised fp32 view of it for each shape; on the CPU.
 
     It is the caller's until `give_back`; where it is just let go of, it is freed.
     """
-    sizes = [-(-math.prod(shape) // _ALIGNED) * _ALIGNED for shape in shapes]
-    memory = _spare.pop() if _spare and len(_spare[0]) >= sum(sizes) else None
-    if memory is None:
-        release()  # before asking for more
-        memory = torch.empty(sum(sizes), dtype=torch.float32)
+    needed = sum(_sizes(shapes))
+    memory = _spare.pop(use, None)
+    if memory is None or len(memory) < needed:
+        memory = None  # freed before asking for more
+        memory = torch.empty(needed, dtype=torch.float32)
+    return memory, views(memory, shapes)
+
+
+def views(memory: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """Views of lent memory, one behind the other."""
+    sizes = _sizes(shapes)
     pieces = memory[: sum(sizes)].split(sizes)
-    return memory, [piece[: math.prod(shape)].view(shape) for piece, shape in zip(pieces, shapes)]
+    return [piece[: math.prod(shape)].view(shape) for piece, shape in zip(pieces, shapes)]
 
 
-def give_back(memory: Tensor) -> None:
+def _sizes(shapes: Sequence[tuple[int, ...]]) -> list[int]:
+    return [-(-math.prod(shape) // _ALIGNED) * _ALIGNED for shape in shapes]
+
+
+def floats_of_low(numbers: int, pieces: int) -> int:
+    """How many floats of memory that many bf16 numbers take in that many views."""
+    return -(-(numbers + pieces * _ALIGNED) // 2)
+
+
+def low(memory: Tensor, *shapes: tuple[int, ...]) -> list[Tensor]:
+    """bf16 views of `memory`, one behind the other."""
+    return views(memory.view(torch.bfloat16), shapes)
+
+
+def give_back(use: str, memory: Tensor) -> None:
     """For the next pass; the views of it must not be used any more."""
-    if not _spare or len(_spare[0]) < len(memory):
-        _spare[:] = [memory]
+    if use not in _spare or len(_spare[use]) < len(memory):
+        _spare[use] = memory
 
 
 def release() -> None:
