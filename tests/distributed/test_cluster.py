@@ -254,6 +254,38 @@ def test_a_cluster_that_is_not_there(tmp_path) -> None:
     assert done.returncode == 1 and "no Ray cluster at 127.0.0.1:1" in done.stderr and "Traceback" not in done.stderr
 
 
+WAITING = """
+import sys, time
+from trueline.distributed import cluster
+from trueline.distributed.settings import ClusterSettings
+from trueline.errors import RunError
+
+class Slow:
+    def __init__(self):
+        time.sleep(3)
+    def answer(self):
+        return 7
+
+cluster._PATIENCE = 0.5
+with cluster.connect(ClusterSettings(address=sys.argv[1])):
+    pool = cluster.ActorPool(cluster.Actors(Slow, cpus=0.25), 1, name="scorer")
+    assert pool.each([lambda actor: actor.answer.remote()]) == [7]
+    pool.close()
+    try:
+        cluster.ActorPool(cluster.Actors(Slow, cpus=64), 1, name="scorer")
+    except RunError as error:
+        assert "1 scorers found no machine within 0.5 s" in str(error), error
+    else:
+        raise SystemExit("64 cores were found")
+"""
+
+
+def test_who_starts_slowly_is_waited_for_and_who_has_no_room_is_not(machines) -> None:
+    command = [sys.executable, "-c", WAITING, machines.address]
+    done = subprocess.run(command, env=WITH_TOKEN, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_cell_that_no_machine_can_hold(machines, tmp_path) -> None:
     with _started(tmp_path, machines, "cluster.cpus=64") as process:
         assert process.wait(60) == 2

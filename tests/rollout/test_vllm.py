@@ -161,7 +161,7 @@ def _with(**changes):
 )  # fmt: skip
 def test_an_answer_that_is_late_half_or_wrong_is_never_a_sample(fault, message, monkeypatch) -> None:
     monkeypatch.setattr("trueline.rollout.vllm_client._FIRST_WAIT", 0.01)
-    with ProtocolServer(policy()) as server, _engine(server, timeout=1.0) as engine:
+    with ProtocolServer(policy()) as server, _engine(server, timeout=1.0 if fault == "late" else 20.0) as engine:
         engine.load_weights(policy(), 1)
         server.faults["/v1/completions"] = fault
         began = time.monotonic()

@@ -13,6 +13,7 @@ import secrets
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -26,6 +27,8 @@ _NAMESPACE = "trueline"
 _MOST_LOSSES = 3
 _PATIENCE = 30.0
 """Seconds in which a lost worker must be replaced, or the run ends."""
+_STARTING = 300.0
+"""Seconds in which a worker that has room must have started: on a busy machine it takes longer."""
 
 
 def connected() -> bool:
@@ -214,19 +217,27 @@ class ActorPool:
         self._prepare(actor)
 
     def _there(self, actors: Sequence[Any]) -> None:
-        """Wait until actors have found their machines; RunError where there is no room for them."""
+        """Wait until actors have found their machines; RunError where there is no room for them. Where there is room,
+        they are starting: on a machine that is busy that takes longer."""
         import ray
 
-        _, missing = ray.wait(
-            [actor.__ray_ready__.remote() for actor in actors], num_returns=len(actors), timeout=_PATIENCE
-        )
-        if missing:
+        missing, until = [actor.__ray_ready__.remote() for actor in actors], time.monotonic() + _STARTING
+        while True:
+            _, missing = ray.wait(missing, num_returns=len(missing), timeout=_PATIENCE)
+            if not missing:
+                return
             have, wanted = ray.available_resources(), {"CPU": self._actors.cpus, "GPU": self._actors.gpus}
             free = ", ".join(f"{have.get(name, 0.0):g} {name}" for name, amount in wanted.items() if amount)
-            raise RunError(
-                f"{len(missing)} {self._name}s found no machine within {_PATIENCE:g} s ({free} free): bring machines "
-                "back or ask for less, then run the same command again"
-            )
+            if any(have.get(name, 0.0) < amount for name, amount in wanted.items()):
+                raise RunError(
+                    f"{len(missing)} {self._name}s found no machine within {_PATIENCE:g} s ({free} free): bring "
+                    "machines back or ask for less, then run the same command again"
+                )
+            if time.monotonic() > until:
+                raise RunError(
+                    f"{len(missing)} {self._name}s did not start within {_STARTING:g} s, though there is room ({free} "
+                    "free): look at the machines, then run the same command again"
+                )
 
     def close(self) -> None:
         """End the actors; where the connection is gone they are too."""

@@ -159,36 +159,40 @@ class _Run:
         self.last_families = packed.families(*shape, skip=True)
 
     def _room(self) -> tuple[Tensor, list[_Kept], _Scratch]:
-        """Memory for `_Kept` of every block; of the last one only what is read goes past the attention."""
-        config, layers = self.config, self.config.num_layers
-        width, inner, wide = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
-        triple = wide + 2 * config.num_kv_heads * config.head_dim
-        every, read = len(self.packed), len(self.packed.kept)
-
-        def kept(rows: int) -> list[tuple[int, int]]:
-            return [
-                (every, width), (every, triple), (every, wide), (every, config.num_heads), (rows, width),
-                (rows, 2 * inner),
-            ]  # fmt: skip
-
-        blocks = [*[kept(every)] * (layers - 1), kept(read), [(read, width)]] if self.keep else [kept(every)]
-        there = (1, *[int(self.keep)] * 3, 1, *[int(self.keep)] * 3)
-        widths = (max(inner, width), max(inner, wide), triple, wide, *[width] * 4)
-        scratch = [(every * n * held,) for n, held in zip(widths, there)]
-        # one side of a product is `width` wide or `wide`, the other (or what comes out) at most the widest
-        widest = max(width, wide) + max(2 * inner, triple, width, wide)
-        low = workspace.floats_of_low(every * widest, pieces=2) if self.low else 0
-        memory, views = workspace.lend("trunk", [*chain(*blocks), *scratch, (low,)])
-        per, count = len(_Kept._fields), sum(map(len, blocks))
+        """Memory for what each block keeps and passes on; of the last one only what is read goes past the attention."""
+        kept, scratch = self._shapes()
+        memory, views = workspace.lend("trunk", [*chain(*kept), *scratch])
+        per, count = len(_Kept._fields), len(views) - len(scratch)
         held = views[:count]
         if self.keep:
-            held += [held[-1][:0]] * (per - 1)
+            held += [held[-1][:0]] * (per - 1)  # behind the last block there is its output alone
             room = [_Kept(*held[at : at + per]) for at in range(0, len(held), per)]
         else:
-            one = _Kept(*held)
+            one, read = _Kept(*held), len(self.packed.kept)
             last = one._replace(middle=one.middle[:read], gate_up=one.gate_up[:read])
-            room = [*[one] * (layers - 1), last, one._replace(x=one.x[:read])]
+            room = [*[one] * (self.config.num_layers - 1), last, one._replace(x=one.x[:read])]
         return memory, room, _Scratch(*views[count:])
+
+    def _shapes(self) -> tuple[list[list[tuple[int, ...]]], list[tuple[int, ...]]]:
+        """Of what is kept, by block, and of the scratch."""
+        config, every, read = self.config, len(self.packed), len(self.packed.kept)
+        width, inner, wide = config.hidden_size, config.intermediate_size, config.num_heads * config.head_dim
+        triple = wide + 2 * config.num_kv_heads * config.head_dim
+
+        def block(rows: int) -> list[tuple[int, ...]]:
+            own = [(every, n) for n in (width, triple, wide, config.num_heads)]
+            return [*own, (rows, width), (rows, 2 * inner)]
+
+        back = int(self.keep)  # what only a backward pass needs
+        widths = (
+            max(inner, width), max(inner, wide) * back, triple * back, wide * back, width, *[width * back] * 3,
+        )  # fmt: skip
+        # one side of a product is `width` or `wide`, the other (or what comes out) at most the widest
+        widest = max(width, wide) + max(2 * inner, triple, width, wide)
+        low = workspace.floats_of_low(every * widest, pieces=2) if self.low else 0
+        last = [block(read), [(read, width)]]
+        kept = [*[block(every)] * (config.num_layers - 1), *last] if self.keep else [block(every)]
+        return kept, [*[(every * n,) for n in widths], (low,)]
 
     def at(self, name: str, rows: int, width: int) -> Tensor:
         """That scratch as [rows, width]."""
