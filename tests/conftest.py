@@ -10,6 +10,12 @@ from typing import Any
 import pytest
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that train come first: the many short ones then fill the time until the last long one is over."""
+    long = {item.path for item in items if item.get_closest_marker("integration")}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @dataclass
 class TinyWorld:
     """A world, its base folder, and the cells of the stages that others start from. `lengths` are the limits of prompts

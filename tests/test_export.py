@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from program import trueline
+from program import SHORT, trueline
 from trueline.commands import export
 from trueline.errors import InputError
 from trueline.models.foreign import quiet
@@ -25,8 +25,7 @@ pytestmark = pytest.mark.integration
 def left(tmp_path_factory):
     """A short study, and PPO trained from its report."""
     folder = tmp_path_factory.mktemp("export")
-    study = trueline("study", "dialogue", "--quick", "study.arms=dpo,ppo", "--seeds", "0,1", "-o", "study", cwd=folder,
-                     timeout=280)  # fmt: skip
+    study = trueline("study", "dialogue", "--quick", *SHORT, "--seeds", "0,1", "-o", "study", cwd=folder, timeout=280)
     assert study.returncode == 0, study.stderr
     done = trueline("train", "study/report.json", "arm=ppo", "-o", "out", cwd=folder, timeout=280)
     assert done.returncode == 0, done.stderr

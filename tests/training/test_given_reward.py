@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 
 from foreign import other_tokenizer, random_folder
-from program import trueline
+from program import SHORT, trueline
 from trueline.data.chat import ChatTokenizer
 from trueline.errors import InputError
 from trueline.models.foreign import quiet
@@ -97,7 +97,7 @@ def test_a_critic_cannot_start_from_a_model_of_other_tokens(tiny_world, given, t
 
 def test_a_study_takes_it_and_charges_no_labels_for_it(folder, tmp_path) -> None:
     done = trueline(
-        "study", "dialogue", "--quick", f"reward.path={folder}", "study.arms=dpo,ppo,best-of-n", "ppo.min_ended=0",
+        "study", "dialogue", "--quick", f"reward.path={folder}", *SHORT, "study.arms=dpo,ppo,best-of-n",
         "-o", "run", cwd=tmp_path, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
