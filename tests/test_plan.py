@@ -94,6 +94,7 @@ def test_what_does_not_fit_is_told_with_a_change_that_does() -> None:
     assert plans(H100, shape=SHAPES["0.5b"])["sft"].row(H100, 3.0)["fits"]
 
 
+@pytest.mark.integration
 def test_the_command_writes_its_record_and_needs_no_file(tmp_path) -> None:
     ended = trueline(
         "plan", "hh-rlhf", "--gpus", "8xH100", "--model", "7b", "--pairs", "160800", "--price", "2.5",
@@ -119,6 +120,7 @@ def test_the_command_writes_its_record_and_needs_no_file(tmp_path) -> None:
         (("--pairs", "5", "ppo.bach_size=4"), "bach_size"),
     ],
 )
+@pytest.mark.integration
 def test_what_cannot_be_planned(arguments, reason, tmp_path) -> None:
     ended = trueline("plan", "hh-rlhf", *arguments, cwd=tmp_path)
     assert ended.returncode == 2 and reason in ended.stderr and ended.stderr.count("\n") == 1

@@ -182,6 +182,7 @@ def test_workers_that_always_die_end_the_run_in_time(machines, tmp_path) -> None
     assert process.returncode == 1 and "its worker was lost 3 times" in said and "Traceback" not in said
 
 
+@night
 def test_a_stop_is_saved_and_goes_on(machines, whole, tmp_path) -> None:
     with _started(tmp_path, machines) as process:
         _until(process, tmp_path / "run", 3)
@@ -235,7 +236,7 @@ def test_programs_are_judged_elsewhere_alike(machines, tmp_path) -> None:
     ("environment", "code", "message"),
     [
         ({"RAY_AUTH_MODE": "disabled"}, 2, "a cluster without tokens runs any code"),
-        ({"RAY_AUTH_TOKEN": secrets.token_hex(32)}, 1, "that takes this token"),
+        pytest.param({"RAY_AUTH_TOKEN": secrets.token_hex(32)}, 1, "that takes this token", marks=night),
     ],
 )
 def test_who_has_no_token_is_refused(environment, code, message, machines, tmp_path) -> None:

@@ -99,6 +99,7 @@ def test_workers_that_do_not_come(monkeypatch) -> None:
     assert time.monotonic() - began < 15
 
 
+@pytest.mark.integration
 def test_a_server_that_hangs_does_not_hold_the_process(monkeypatch) -> None:
     monkeypatch.setattr("trueline.rollout.vllm_group._SECONDS", 1.0)
     before = set(threading.enumerate())

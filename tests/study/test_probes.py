@@ -74,6 +74,7 @@ def directory(tmp_path_factory):
     return run
 
 
+@pytest.mark.integration
 def test_of_answers_that_are_named_as_often_the_first_seeds_is_shown(tmp_path) -> None:
     """Sets have no order that another process shares: the same directory must give the same bytes."""
     run = build_run(tmp_path / "run", Spec())

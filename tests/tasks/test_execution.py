@@ -67,7 +67,7 @@ def test_what_is_shown_of_mbpp_runs_with_its_set_up() -> None:
 
 def test_a_failure_of_the_machinery_is_no_verdict() -> None:
     judge = judge_of(wall_seconds=10.0)
-    slow = "import time\ndef f(x):\n    time.sleep(0.5)\n    return 2 * x"
+    slow = "import time\ndef f(x):\n    time.sleep(2)\n    return 2 * x"  # alive for as long as the hunt takes
     judge.rewards([ASK], [RIGHT])
     before = len(judge.facts()["incidents"])
     with killed_twice(judge.verifier._opened()):
