@@ -1,8 +1,10 @@
-"""One run of memory for what a forward pass keeps for its backward pass, handed from each training pass to the next.
+"""Runs of memory for what passes keep, multiply and pass on, handed from each pass to the next: one for the trunk, one
+for the logits.
 
-Kept tensor by tensor, the heap of the C library grows to several times of what is alive: long-lived tensors (moments,
-gradients) come to lie between the short-lived ones, and what was freed around them fits nothing. A PPO run of 5.6M
-parameters held 1.6 GB for 1.1 GB of tensors. Asking the system for fresh pages at each tensor cost a sixth of a step.
+Allocated tensor by tensor, the heap of the C library grows to several times of what is alive. Long-lived tensors come
+to lie between the short-lived ones; and torch asks for aligned memory, which glibc cannot serve from what a freed
+tensor of the same size has left, so that equal passes, one after the other, take more each time (tests/models/
+test_workspace.py). Asking the system for fresh pages at each tensor cost a sixth of a step.
 """
 
 from __future__ import annotations
