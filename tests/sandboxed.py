@@ -43,11 +43,11 @@ def quick(**more: object) -> ProgramOptions:
 
 @contextlib.contextmanager
 def killed_twice(pool: Pool) -> Iterator[None]:
-    """Kills the pool's workers whenever a run is under way, until two have died."""
-    stop = threading.Event()
+    """Kills the pool's workers whenever a run is under way, until two more have died."""
+    stop, before = threading.Event(), len(pool.incidents)
 
     def hunt() -> None:
-        while not stop.is_set() and len(pool.incidents) < 2:
+        while not stop.is_set() and len(pool.incidents) < before + 2:
             with contextlib.suppress(ProcessLookupError, RuntimeError):  # replaced while we look
                 for pid in filter(_has_children, pool.pids):
                     os.kill(pid, signal.SIGKILL)

@@ -72,8 +72,8 @@ def test_a_comparison_that_samples_says_how_long_its_samples_were(tmp_path, monk
     assert record["ours"]["sampled_tokens_per_second"] < record["ours"]["tokens_per_second"]
 
 
-@pytest.mark.integration
-@pytest.mark.parametrize("name", ["ppo", pytest.param("rloo", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["ppo", "rloo"])
 def test_methods_that_sample_are_measured_on_weights_that_end_nothing_too(tmp_path, monkeypatch, name) -> None:
     """Random weights, a reward model with the peer's tokenizer beside it: neither is the gates' business here."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))

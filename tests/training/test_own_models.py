@@ -51,7 +51,8 @@ def cells(directory) -> dict[str, object]:
     return {row["arm"].removeprefix("stage:"): directory / "cells" / row["cell"] for row in index}
 
 
-@pytest.mark.parametrize("stage", ["ppo", pytest.param("dpo-iter", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("stage", ["ppo", "dpo-iter"])
 def test_another_architecture_trains_all_its_weights(ground, tmp_path, stage) -> None:
     done = trueline(stage, "pairs", f"data.path={ground / 'pairs.jsonl'}", f"model.path={ground / 'neox'}", *SHORT,
                     "-o", "run", cwd=tmp_path)  # fmt: skip
