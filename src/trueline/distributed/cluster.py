@@ -153,7 +153,7 @@ class ActorPool:
     """`count` actors that compute parts of a call; what `bring` did to them is done to a new one too.
 
     `tell` is called with a sentence when one is lost. Raises RunError where three are lost without an answer between,
-    or where one finds no machine for half a minute.
+    where one finds no machine for half a minute, or where one with room has not started after five.
     """
 
     def __init__(

@@ -1,8 +1,7 @@
 """A vLLM worker's side of a hand-over of weights: a process group with the trainer, and what comes over it.
 
 This file runs in the server's environment, by itself: `vllm serve --worker-extension-cls trueline_receiver.Receiver`
-with its folder on PYTHONPATH. The trainer reads `meet` and
-`from_trainer` from it, so that both sides do alike.
+with its folder on PYTHONPATH. The trainer reads `meet` and `from_trainer` from it, so that both sides do alike.
 """
 
 from __future__ import annotations
